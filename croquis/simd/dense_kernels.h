@@ -1,0 +1,47 @@
+// The other hot loops of attention: 16- and 32-bit rows, softmax of a tile, the centring correction.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "croquis/base/view.h"
+#include "croquis/simd/target.h"
+
+namespace croquis::simd {
+
+enum class RowType : uint8_t { kF32, kF16, kBf16 };
+constexpr int64_t RowTypeBytes(RowType t) { return t == RowType::kF32 ? 4 : 2; }
+
+struct DenseKernels {
+  std::string_view name;
+  Target target;
+
+  // logits[row * logit_stride + t] = <q[row], k[t]> for t < tokens. q: [rows, dim] f32, already scaled.
+  // k: token t starts at k + t * stride_bytes. Reads ahead (prefetch only) past the end.
+  void (*score_rows)(RowType type, MatView<const float> q, const std::byte* k, int64_t stride_bytes, int64_t tokens,
+                     float* logits, int64_t logit_stride);
+  // acc[row][i] += p_scale[row] * sum_t p[row * p_stride + t] * v[t][i].
+  void (*accumulate_rows)(RowType type, const float* p, int64_t p_stride, const float* p_scale, int64_t rows,
+                          const std::byte* v, int64_t stride_bytes, int64_t tokens, MatView<float> acc);
+  // One tile of softmax in base 2: m = max(x[0..n)), p[t] = 2^(x[t] - m), returns sum p. n = 0 or all
+  // masked (x <= kMasked/2) gives m = kMasked and sum 0 with p = 0. In place is allowed (p == x).
+  float (*softmax_tile)(const float* x, int64_t n, float* p, float* m);
+  // x[i] *= s for i < n.
+  void (*scale)(float* x, int64_t n, float s);
+  // y[i] += x[i].
+  void (*add)(const float* x, int64_t n, float* y);
+  // False when any x is NaN, infinite or of magnitude above `limit`.
+  bool (*all_below)(const float* x, int64_t n, float limit);
+  // c[m][n] += a[m][k] * b[k][n], row-major f32; the small product of the centring correction (k <= 512, n = 128).
+  void (*small_gemm)(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t m,
+                     int64_t n, int64_t k);
+};
+
+// What a masked logit holds: low enough to vanish, never infinite, so that differences stay defined.
+inline constexpr float kMasked = -1e30f;
+
+const DenseKernels& Dense();
+const DenseKernels& Dense(Target target);
+
+}  // namespace croquis::simd
