@@ -1,0 +1,48 @@
+# make demo    installs what is missing, builds, and runs a language model with a compressed KV cache
+# make test    installs, builds, runs the tests (unit, slow and structure)
+# make build   installs and builds
+# make bench   the benchmarks behind docs/results
+# Options: BUILD=folder  JOBS=n  PRESET=release|asan|tsan
+PRESET ?= release
+BUILD ?= build/$(PRESET)
+JOBS ?= $(shell nproc)
+
+.PHONY: all build demo test unit bench deps format lint fuzz install clean
+all: build
+
+deps:
+	@tools/install_deps.sh build
+
+build: deps
+	@tools/build.sh "$(PRESET)" "$(BUILD)" "$(JOBS)"
+
+demo: deps
+	@CROQUIS_DEV=OFF tools/build.sh "$(PRESET)" "$(BUILD)" "$(JOBS)" croquis
+	@"$(BUILD)/apps/croquis" demo
+
+test: build
+	@tools/test.sh "$(BUILD)" "$(JOBS)"
+
+unit: build
+	@tools/test.sh "$(BUILD)" "$(JOBS)" -L unit
+
+bench: build
+	@bench/run.sh "$(BUILD)"
+
+fuzz:
+	@tools/install_deps.sh fuzz
+	@tools/fuzz.sh 30
+
+format:
+	@tools/install_deps.sh lint
+	@git ls-files '*.cc' '*.h' | xargs clang-format-14 -i
+
+lint:
+	@tools/install_deps.sh lint
+	@tools/lint.sh "$(BUILD)"
+
+install: build
+	@cmake --install "$(BUILD)"
+
+clean:
+	rm -rf build
