@@ -1,0 +1,52 @@
+// Base of codecs without integer kernels: a tile of at most 16 rows is decoded into scratch, then dense kernels run
+// on it. Works for any byte format; slower, and says so in Kernel() and HasFastPath().
+#pragma once
+
+#include <array>
+#include <optional>
+#include <string>
+
+#include "croquis/codecs/codec_base.h"
+#include "croquis/transforms/rotation.h"
+
+namespace croquis::codecs {
+
+class GenericCodec : public CodecBase {
+ public:
+  static constexpr int64_t kTileRows = 16;
+  static constexpr int64_t kMaxDim = 256;  // of BasisDim
+
+  std::string_view Kernel() const noexcept final;
+  bool HasFastPath() const noexcept final { return false; }
+
+  void Decode(const std::byte* page, int64_t first, MatView<float> x) const noexcept final;
+
+  size_t QueryBytes(int64_t rows) const noexcept final;
+  void Prepare(MatView<const float> q, float scale, std::byte* query) const noexcept final;
+  void Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* next, size_t next_bytes,
+             float* logits, std::byte* scratch) const noexcept final;
+
+  int64_t AccDim() const noexcept final { return BasisDim(); }
+  void Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows, const std::byte* next,
+                  size_t next_bytes, MatView<float> acc, std::byte* scratch) const noexcept final;
+  void Finish(MatView<const float> acc, MatView<float> out) const noexcept final;
+  size_t ScratchBytes(int64_t rows) const noexcept final;
+
+ protected:
+  // With a rotation, DecodeTile works in rotated coordinates (BasisDim = PaddedDim): queries are rotated once in
+  // Prepare and outputs back in Finish, never the stored rows. Encode gets rows as they come and rotates itself.
+  explicit GenericCodec(const CodecRequest& request, std::optional<transforms::Rotation> rotation = std::nullopt);
+
+  // x [count, BasisDim], contiguous: tokens first .. first + count, count <= 16. Finite whatever the bytes of
+  // slots that were never written (zeros).
+  virtual void DecodeTile(const std::byte* page, int64_t first, int64_t count, float* x) const noexcept = 0;
+
+  int64_t BasisDim() const noexcept { return rotation_ ? rotation_->PaddedDim() : HeadDim(); }
+  const transforms::Rotation* GetRotation() const noexcept { return rotation_ ? &*rotation_ : nullptr; }
+
+ private:
+  std::optional<transforms::Rotation> rotation_;
+  std::array<std::string, 8> kernel_;  // by target
+};
+
+}  // namespace croquis::codecs
