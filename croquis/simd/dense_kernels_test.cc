@@ -1,0 +1,271 @@
+// Every reachable target against sums in double, at odd sizes, with guarded buffers.
+#include "croquis/simd/dense_kernels.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "croquis/base/dtype.h"
+#include "croquis/base/rng.h"
+
+namespace croquis::simd {
+namespace {
+
+constexpr int64_t kDims[] = {8, 13, 20, 64, 80, 96, 112, 128, 192, 256};
+constexpr int64_t kTokens[] = {0, 1, 15, 16, 17, 127, 128};
+constexpr int64_t kRowCounts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 64};
+constexpr RowType kTypes[] = {RowType::kF32, RowType::kF16, RowType::kBf16};
+constexpr float kGuard = 12345.f;
+
+// Sums of n products in f32 differ from the exact one by at most about n * 2^-24 * sum |products|; every loop here
+// sums in shorter chains than n, so 32 units cover n = 256 with partial sums (256/8 lanes) of any target.
+constexpr double kRounding = 32 * 0x1p-24;
+
+// Rows as they lie in memory, `stride` bytes apart, and their exact values. The block ends with the last row, so that
+// a sanitizer sees a read past it.
+struct Rows {
+  std::vector<std::byte> bytes;
+  std::vector<double> value;
+  int64_t dim, stride;
+
+  Rows(RowType type, int64_t rows, int64_t d, int64_t gap, uint64_t seed) : dim(d), stride(d * RowTypeBytes(type) + gap) {
+    bytes.resize(rows ? size_t((rows - 1) * stride + d * RowTypeBytes(type)) : 0);
+    value.resize(size_t(rows * d));
+    const Stream random{seed, Purpose("dense.rows")};
+    for (int64_t t = 0; t < rows; ++t)
+      for (int64_t i = 0; i < d; ++i) {
+        const float x = random.Gaussian(uint64_t(t * d + i));
+        std::byte* at = bytes.data() + t * stride + i * RowTypeBytes(type);
+        const uint16_t h = type == RowType::kF16 ? FloatToF16(x) : FloatToBf16(x);
+        const float stored = type == RowType::kF32 ? x : type == RowType::kF16 ? F16ToFloat(h) : Bf16ToFloat(h);
+        std::memcpy(at, type == RowType::kF32 ? static_cast<const void*>(&x) : &h, size_t(RowTypeBytes(type)));
+        value[size_t(t * d + i)] = stored;
+      }
+  }
+};
+
+std::vector<float> Gaussians(int64_t n, uint64_t seed) {
+  const Stream random{seed, Purpose("dense.numbers")};
+  std::vector<float> x(static_cast<size_t>(n));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = random.Gaussian(i);
+  return x;
+}
+
+class DenseTest : public testing::TestWithParam<Target> {
+ protected:
+  const DenseKernels& kernels_ = Dense(GetParam());
+};
+
+TEST(DenseTargets, EachHasTheHighestFormAtOrBelowIt) {
+  for (const Target target : Reachable()) {
+    const Target form = target == Target::kAvxVnni ? Target::kAvx2 : target == Target::kAmx ? Target::kAvx512 : target;
+    EXPECT_EQ(Dense(target).target, form);
+    EXPECT_EQ(Dense(target).name, Name(form));
+  }
+  EXPECT_EQ(&Dense(), &Dense(Active()));
+}
+
+TEST_P(DenseTest, ScoresRows) {
+  for (const RowType type : kTypes)
+    for (const int64_t dim : kDims)
+      for (const int64_t tokens : kTokens)
+        for (const int64_t rows : kRowCounts) {
+          if (rows > 4 && tokens % 16 == 0 && dim % 64 != 0) continue;  // keeps the test to a second
+          const Rows k(type, tokens, dim, dim % 3 == 0 ? 24 : 0, 1);
+          const int64_t q_stride = dim + 3, stride = tokens + 5;
+          const std::vector<float> q = Gaussians(rows * q_stride, 2);
+          std::vector<float> logits(size_t(rows * stride), kGuard);
+          kernels_.score_rows(type, {q.data(), rows, dim, q_stride}, k.bytes.data(), k.stride, tokens, logits.data(),
+                              stride);
+          for (int64_t r = 0; r < rows; ++r)
+            for (int64_t t = 0; t < stride; ++t) {
+              const float got = logits[size_t(r * stride + t)];
+              if (t >= tokens) {
+                ASSERT_EQ(got, kGuard) << "wrote past token " << tokens;
+                continue;
+              }
+              double want = 0, size = 0;
+              for (int64_t i = 0; i < dim; ++i) {
+                const double x = double(q[size_t(r * q_stride + i)]) * k.value[size_t(t * dim + i)];
+                want += x;
+                size += std::fabs(x);
+              }
+              ASSERT_NEAR(got, want, kRounding * size)
+                  << "type " << int(type) << " dim " << dim << " tokens " << tokens << " rows " << rows << " at " << r << "," << t;
+            }
+        }
+}
+
+TEST_P(DenseTest, AccumulatesRows) {
+  for (const RowType type : kTypes)
+    for (const int64_t dim : kDims)
+      for (const int64_t tokens : kTokens)
+        for (const int64_t rows : kRowCounts) {
+          if (rows > 4 && tokens % 16 == 0 && dim % 64 != 0) continue;
+          const Rows v(type, tokens, dim, dim % 3 == 0 ? 24 : 0, 3);
+          const int64_t stride = dim + 5, p_stride = tokens + 2;
+          const std::vector<float> p = Gaussians(rows * p_stride, 4), scale = Gaussians(rows, 5);
+          const std::vector<float> before = Gaussians(rows * stride, 6);
+          std::vector<float> acc = before;
+          kernels_.accumulate_rows(type, p.data(), p_stride, scale.data(), rows, v.bytes.data(), v.stride, tokens,
+                                   {acc.data(), rows, dim, stride});
+          for (int64_t r = 0; r < rows; ++r)
+            for (int64_t i = 0; i < stride; ++i) {
+              const size_t at = size_t(r * stride + i);
+              if (i >= dim) {
+                ASSERT_EQ(acc[at], before[at]) << "wrote past dim " << dim;
+                continue;
+              }
+              double sum = 0, size = std::fabs(before[at]);
+              for (int64_t t = 0; t < tokens; ++t) {
+                const double x = double(p[size_t(r * p_stride + t)]) * scale[size_t(r)] * v.value[size_t(t * dim + i)];
+                sum += x;
+                size += std::fabs(x);
+              }
+              ASSERT_NEAR(acc[at], before[at] + sum, kRounding * size)
+                  << "type " << int(type) << " dim " << dim << " tokens " << tokens << " rows " << rows << " at " << r << "," << i;
+            }
+        }
+}
+
+// What decode relies on: a logit is the same whatever block of tokens and rows (up to 8) it is computed in.
+TEST_P(DenseTest, LogitsDoNotDependOnTheBlock) {
+  const int64_t dim = 80, tokens = 37, rows = 8;
+  const Rows k(RowType::kF16, tokens, dim, 0, 7);
+  const std::vector<float> q = Gaussians(rows * dim, 8);
+  std::vector<float> all(size_t(rows * tokens));
+  kernels_.score_rows(RowType::kF16, {q.data(), rows, dim}, k.bytes.data(), k.stride, tokens, all.data(), tokens);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t t = 0; t < tokens; ++t) {
+      float one = 0;
+      kernels_.score_rows(RowType::kF16, {q.data() + r * dim, 1, dim}, k.bytes.data() + t * k.stride, k.stride, 1, &one, 1);
+      ASSERT_EQ(one, all[size_t(r * tokens + t)]);
+    }
+}
+
+TEST_P(DenseTest, SoftmaxOfATile) {
+  for (const int64_t n : {0, 1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 127, 128, 300}) {
+    std::vector<float> x = Gaussians(n, 9);
+    for (size_t i = 0; i < x.size(); ++i) x[i] = x[i] * 30 - 50;
+    for (size_t i = 3; i < x.size(); i += 5) x[i] = kMasked;
+    for (const bool in_place : {false, true}) {
+      std::vector<float> out(size_t(n) + 8, kGuard);
+      if (in_place) std::copy(x.begin(), x.end(), out.begin());
+      float m = 0;
+      const float sum = kernels_.softmax_tile(in_place ? out.data() : x.data(), n, out.data(), &m);
+      double top = kMasked, want_sum = 0;
+      for (const float v : x) top = std::max(top, double(v));
+      ASSERT_EQ(m, float(top));
+      for (int64_t t = 0; t < n; ++t) {
+        const double want = std::exp2(double(x[size_t(t)]) - top);
+        // Below 2^-126 zero stands for a number that no sum with a 1 in it can hold.
+        ASSERT_NEAR(out[size_t(t)], want, want < 0x1p-126 ? 0x1p-126 : 3e-6 * want) << "n " << n << " at " << t;
+        if (x[size_t(t)] == kMasked) {
+          ASSERT_EQ(out[size_t(t)], 0.f);
+        }
+        want_sum += want;
+      }
+      ASSERT_NEAR(sum, want_sum, 4e-6 * want_sum);
+      for (size_t t = size_t(n); t < out.size(); ++t) ASSERT_EQ(out[t], kGuard);
+    }
+  }
+}
+
+TEST_P(DenseTest, SoftmaxErrorOverTheWholeRange) {
+  // 2^-d for d in [0, 126], in steps of 1/1000 that meet every fraction.
+  std::vector<float> x(126 * 1000 + 1);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = -float(i) / 1000;
+  std::vector<float> p(x.size());
+  float m = 1;
+  kernels_.softmax_tile(x.data(), int64_t(x.size()), p.data(), &m);
+  EXPECT_EQ(m, 0.f);
+  EXPECT_EQ(p[0], 1.f);
+  double worst = 0;
+  for (size_t i = 0; i < x.size(); ++i) worst = std::max(worst, std::fabs(p[i] / std::exp2(double(x[i])) - 1));
+  EXPECT_LE(worst, 3e-6);
+}
+
+TEST_P(DenseTest, SoftmaxOfMaskedTiles) {
+  for (const int64_t n : {0, 1, 16, 21, 128}) {
+    std::vector<float> x(size_t(n), kMasked), p(size_t(n), kGuard);
+    if (n > 1) x[1] = 2 * kMasked;
+    float m = 0;
+    EXPECT_EQ(kernels_.softmax_tile(x.data(), n, p.data(), &m), 0.f);
+    EXPECT_EQ(m, kMasked);
+    for (const float v : p) EXPECT_EQ(v, 0.f);
+  }
+}
+
+TEST_P(DenseTest, ScalesAndAdds) {
+  for (const int64_t n : {0, 1, 7, 8, 9, 16, 33, 128}) {
+    const std::vector<float> x = Gaussians(n, 10);
+    std::vector<float> y = Gaussians(n + 1, 11), z = y;
+    kernels_.add(x.data(), n, y.data());
+    for (int64_t i = 0; i < n; ++i) ASSERT_EQ(y[size_t(i)], z[size_t(i)] + x[size_t(i)]);
+    ASSERT_EQ(y.back(), z.back());
+    y = z;
+    kernels_.scale(y.data(), n, 1.25f);
+    for (int64_t i = 0; i < n; ++i) ASSERT_EQ(y[size_t(i)], z[size_t(i)] * 1.25f);
+    ASSERT_EQ(y.back(), z.back());
+  }
+}
+
+TEST_P(DenseTest, FindsNumbersThatAreTooLarge) {
+  constexpr float kInf = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_TRUE(kernels_.all_below(nullptr, 0, 1.f));
+  for (const int64_t n : {1, 7, 8, 9, 15, 16, 17, 40}) {
+    std::vector<float> x(size_t(n), -2.f);
+    EXPECT_TRUE(kernels_.all_below(x.data(), n, 2.f));
+    EXPECT_FALSE(kernels_.all_below(x.data(), n, 1.99f));
+    for (int64_t i = 0; i < n; ++i)
+      for (const float bad : {2.5f, -2.5f, kInf, -kInf, kNan, -kNan}) {
+        x[size_t(i)] = bad;
+        EXPECT_FALSE(kernels_.all_below(x.data(), n, 2.f)) << bad << " at " << i << " of " << n;
+        if (!std::isfinite(bad)) {
+          EXPECT_FALSE(kernels_.all_below(x.data(), n, kInf));
+        }
+        x[size_t(i)] = 2.f;
+      }
+  }
+}
+
+TEST_P(DenseTest, SmallProducts) {
+  for (const int64_t m : {0, 1, 5, 6, 7, 13})
+    for (const int64_t n : {1, 8, 15, 16, 40, 64, 100, 128})
+      for (const int64_t k : {0, 1, 33, 512}) {
+        const int64_t lda = k + 1, ldb = n + 2, ldc = n + 3;
+        const std::vector<float> a = Gaussians(m * lda, 12), b = Gaussians(k * ldb, 13), before = Gaussians(m * ldc, 14);
+        std::vector<float> c = before;
+        kernels_.small_gemm(a.data(), lda, b.data(), ldb, c.data(), ldc, m, n, k);
+        for (int64_t i = 0; i < m; ++i)
+          for (int64_t j = 0; j < ldc; ++j) {
+            const size_t at = size_t(i * ldc + j);
+            double want = before[at], size = std::fabs(want);
+            for (int64_t l = 0; l < (j < n ? k : 0); ++l) {
+              const double x = double(a[size_t(i * lda + l)]) * b[size_t(l * ldb + j)];
+              want += x;
+              size += std::fabs(x);
+            }
+            // One chain of k = 512 sums: their rounding is random, of order sqrt(k) units; 64 is over twice that.
+            ASSERT_NEAR(c[at], want, 64 * 0x1p-24 * size) << m << "x" << n << "x" << k << " at " << i << "," << j;
+          }
+      }
+}
+
+std::string TargetName(const testing::TestParamInfo<Target>& info) { return std::string(Name(info.param)); }
+
+// The reachable targets that have a form of their own.
+std::vector<Target> Forms() {
+  std::vector<Target> forms;
+  for (const Target target : Reachable())
+    if (Dense(target).target == target) forms.push_back(target);
+  return forms;
+}
+INSTANTIATE_TEST_SUITE_P(Targets, DenseTest, testing::ValuesIn(Forms()), TargetName);
+
+}  // namespace
+}  // namespace croquis::simd
