@@ -19,6 +19,7 @@ enum class Code : uint8_t {
   kCorrupt,              // a file that breaks its own format
   kIo,                   // the operating system refused
   kNoMemory,             // a size that does not fit, found before it was taken
+  kNumeric,              // numbers that are not finite, or too large for their type
   kInternal              // a bug in Croquis
 };
 
@@ -75,6 +76,7 @@ inline Error Unsupported(std::string m) { return {Code::kUnsupported, std::move(
 inline Error Corrupt(std::string m) { return {Code::kCorrupt, std::move(m)}; }
 inline Error IoError(std::string m) { return {Code::kIo, std::move(m)}; }
 inline Error NoMemory(std::string m) { return {Code::kNoMemory, std::move(m)}; }
+inline Error Numeric(std::string m) { return {Code::kNumeric, std::move(m)}; }
 inline Error Internal(std::string m) { return {Code::kInternal, std::move(m)}; }
 
 }  // namespace croquis
