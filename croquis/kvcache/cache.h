@@ -68,7 +68,7 @@ struct Report {
   int64_t tokens = 0;
   int64_t key_pages = 0, value_pages = 0;  // bytes
   int64_t ring = 0, sinks = 0;             // bytes, keys and values
-  int64_t tables = 0;                      // centring: common parts and rotation tables
+  int64_t tables = 0;                      // common parts, their rotation table, page tables and page headers
   int64_t total() const { return key_pages + value_pages + ring + sinks + tables; }
   int64_t f16_bytes = 0;         // what a plain 16-bit cache of the same tokens takes
   double bits_per_number = 0;    // 8 * total / numbers held
@@ -105,6 +105,8 @@ class KvCache {
   // same bits. Load refuses files of another model, version or configuration, and corrupt ones, in words.
   Status Save(const std::string& path) const;
   static Result<std::unique_ptr<KvCache>> Load(const std::string& path, const CacheConfig& expected);
+  // The same from bytes in memory (tests, fuzzing, other stores).
+  static Result<std::unique_ptr<KvCache>> LoadFromMemory(std::span<const std::byte> bytes, const CacheConfig& expected);
 
   Report GetReport() const;
   // The formula that GetReport().total() equals for a cache of `tokens` tokens of this configuration.

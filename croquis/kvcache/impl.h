@@ -1,0 +1,65 @@
+// The mutable state of a cache. Internal to kvcache.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "croquis/base/memory.h"
+#include "croquis/kvcache/cache.h"
+#include "croquis/kvcache/layer_view.h"
+#include "croquis/kvcache/plan.h"
+#include "croquis/kvcache/unit_pool.h"
+
+namespace croquis::kvcache {
+
+// What an append overwrote, until it is committed. Pages only grow, so little is needed: ring rows whose slots were
+// used again, and the unit that was being filled.
+struct Undo {
+  std::vector<std::byte> rows;  // all sinks and rings of the layer; empty when no live slot was overwritten
+  std::vector<std::byte> unit;  // payload of the last unit; empty when it was full or not written
+};
+
+struct LayerState {
+  std::vector<Unit*> units;     // one reference each
+  std::vector<Center> centers;  // by head; empty when the plan has no centring
+  int64_t pending = 0;          // tokens appended and not committed
+  Undo undo;
+};
+
+struct KvCache::Impl {
+  std::shared_ptr<const Plan> plan;
+  std::shared_ptr<UnitPool> pool;
+  Buffer rows;  // sinks and rings of all layers and heads
+  std::vector<LayerState> layers;
+  int64_t length = 0;
+  Buffer workspace;
+
+  explicit Impl(std::shared_ptr<const Plan> p);
+  Impl(const Impl& other);  // shares the units
+  Impl& operator=(const Impl&) = delete;
+  ~Impl();
+
+  struct HeadRows {
+    std::byte *sink_k, *sink_v, *ring_k, *ring_v;
+    int64_t row_bytes;
+  };
+  HeadRows Rows(int64_t layer, int64_t head);
+  // The rows of one layer, contiguous.
+  std::span<std::byte> LayerRows(int64_t layer);
+
+  bool Pending() const;
+  // The steps of an append: whatever must be done once a layer, then each head on its own, in any order.
+  void BeginAppend(int64_t layer, int64_t tokens);
+  void AppendHead(int64_t layer, int64_t head, MatView<const float> k, MatView<const float> v);
+  void EndAppend(int64_t layer, int64_t tokens) { layers[size_t(layer)].pending = tokens; }
+  // Encodes the next run of tokens from the ring into pages; `encoded` are in pages already.
+  void EncodeRun(int64_t layer, int64_t head, int64_t encoded);
+  Center DecideCenter(int64_t layer, int64_t head, int64_t tokens) const;
+  // Makes the unit safe to write: a copy when a branch shares it.
+  void Unshare(Unit*& unit);
+  void Rollback();
+  void Truncate(int64_t to);
+  void TruncateLayer(int64_t layer, int64_t to);
+};
+
+}  // namespace croquis::kvcache
