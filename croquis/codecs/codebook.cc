@@ -51,7 +51,7 @@ double NewtonStep(Half& c) {
   for (size_t i = 0; i < n; ++i) {
     const double a = Edge(c, i), b = Edge(c, i + 1), mass = Mass(a, b);
     const double mean = (Density(a) - Density(b)) / mass;
-    const double da = i == 0 ? 0 : Density(a) * (mean - a) / mass / 2;          // half: edges are midpoints
+    const double da = i == 0 ? 0 : Density(a) * (mean - a) / mass / 2;  // half: edges are midpoints
     const double db = i + 1 == n ? 0 : Density(b) * (b - mean) / mass / 2;
     lower[i] = -da, upper[i] = -db, diag[i] = 1 - da - db, rhs[i] = mean - c[i];
     worst = std::max(worst, std::fabs(rhs[i]));
@@ -196,14 +196,30 @@ std::vector<double> LloydMax(int bits) {
 
 const Codebook& GaussianCodebook(int bits) {
   switch (bits) {  // one magic static each: a caller of 4 bits does not pay for 8
-    case 1: static const Codebook b1 = MakeCodebook(1); return b1;
-    case 2: static const Codebook b2 = MakeCodebook(2); return b2;
-    case 3: static const Codebook b3 = MakeCodebook(3); return b3;
-    case 4: static const Codebook b4 = MakeCodebook(4); return b4;
-    case 5: static const Codebook b5 = MakeCodebook(5); return b5;
-    case 6: static const Codebook b6 = MakeCodebook(6); return b6;
-    case 7: static const Codebook b7 = MakeCodebook(7); return b7;
-    default: static const Codebook b8 = MakeCodebook(8); return b8;
+    case 1:
+      static const Codebook b1 = MakeCodebook(1);
+      return b1;
+    case 2:
+      static const Codebook b2 = MakeCodebook(2);
+      return b2;
+    case 3:
+      static const Codebook b3 = MakeCodebook(3);
+      return b3;
+    case 4:
+      static const Codebook b4 = MakeCodebook(4);
+      return b4;
+    case 5:
+      static const Codebook b5 = MakeCodebook(5);
+      return b5;
+    case 6:
+      static const Codebook b6 = MakeCodebook(6);
+      return b6;
+    case 7:
+      static const Codebook b7 = MakeCodebook(7);
+      return b7;
+    default:
+      static const Codebook b8 = MakeCodebook(8);
+      return b8;
   }
 }
 
@@ -223,14 +239,14 @@ double GaussianMse(const std::vector<double>& values) {
   return mse;
 }
 
-RotatedMoments MomentsOnSphere(const Codebook& book, int64_t head_dim, int64_t padded) {
+RotatedMoments MomentsOnSphere(const Codebook& book, int64_t dim) {
   // Per coordinate, by the midpoint rule inside each cell: exact marginals for the means, Gaussian ones for the
   // second-order terms.
-  const SphereDensity sphere{double(head_dim)};
+  const SphereDensity sphere{double(dim)};
   constexpr int kSteps = 400;
   const int half = 1 << (book.bits - 1);
-  double a = 0, c = 0, mass = 0;                                          // E[z c], E[c^2], E[1] on the sphere
-  double g = 0, ga = 0, gc = 0, gaa = 0, gac = 0, gaw = 0, gcw = 0;       // Gaussian moments of zc, c^2 and z^2 - 1
+  double a = 0, c = 0, mass = 0;                                     // E[z c], E[c^2], E[1] on the sphere
+  double g = 0, ga = 0, gc = 0, gaa = 0, gac = 0, gaw = 0, gcw = 0;  // Gaussian moments of zc, c^2 and z^2 - 1
   for (int i = half; i < 2 * half; ++i) {
     const double v = double(book.value[size_t(i)]), lo = double(book.threshold[size_t(i - 1)]);
     const double hi = i + 1 < 2 * half ? double(book.threshold[size_t(i)]) : lo + 8;
@@ -247,11 +263,10 @@ RotatedMoments MomentsOnSphere(const Codebook& book, int64_t head_dim, int64_t p
   RotatedMoments m;
   m.zc = a, m.cc = c;
   // On the sphere sum z^2 is fixed: what regresses on z^2 (variance 2) does not vary.
-  const double var_a = (gaa - ga * ga - gaw * gaw / 2) / double(padded);
-  const double cov_ac = (gac - ga * gc - gaw * gcw / 2) / double(padded);
-  const double keep = double(head_dim) / double(padded);  // errors outside the image of the head are dropped
-  m.unbiased_mse = keep * (c / (a * a) * (1 + 3 * var_a / (a * a) - 2 * cov_ac / (a * c)) - 1);
-  m.raw_mse = (1 - a) * (1 - a) + keep * (c - a * a) + (1 - keep) * var_a;
+  const double var_a = (gaa - ga * ga - gaw * gaw / 2) / double(dim);
+  const double cov_ac = (gac - ga * gc - gaw * gcw / 2) / double(dim);
+  m.unbiased_mse = c / (a * a) * (1 + 3 * var_a / (a * a) - 2 * cov_ac / (a * c)) - 1;
+  m.raw_mse = 1 - 2 * a + c;
   return m;
 }
 

@@ -24,8 +24,12 @@ void DenseCodec::Encode(MatView<const float> x, int64_t first, std::byte* page) 
   for (int64_t r = 0; r < x.rows; ++r) {
     std::byte* row = page + (first + r) * RowBytes();
     switch (type_) {
-      case simd::RowType::kF32: std::memcpy(row, x.Row(r), size_t(RowBytes())); break;
-      case simd::RowType::kBf16: kernels.f32_to_bf16(x.Row(r), n, reinterpret_cast<uint16_t*>(row)); break;
+      case simd::RowType::kF32:
+        std::memcpy(row, x.Row(r), size_t(RowBytes()));
+        break;
+      case simd::RowType::kBf16:
+        kernels.f32_to_bf16(x.Row(r), n, reinterpret_cast<uint16_t*>(row));
+        break;
       case simd::RowType::kF16:
         for (int64_t i = 0; i < n; ++i) clamped[i] = std::min(std::max(x(r, i), -kF16Max), kF16Max);
         kernels.f32_to_f16(clamped, n, reinterpret_cast<uint16_t*>(row));
@@ -39,9 +43,15 @@ void DenseCodec::Decode(const std::byte* page, int64_t first, MatView<float> x) 
   for (int64_t r = 0; r < x.rows; ++r) {
     const std::byte* row = page + (first + r) * RowBytes();
     switch (type_) {
-      case simd::RowType::kF32: std::memcpy(x.Row(r), row, size_t(RowBytes())); break;
-      case simd::RowType::kBf16: kernels.bf16_to_f32(reinterpret_cast<const uint16_t*>(row), HeadDim(), x.Row(r)); break;
-      case simd::RowType::kF16: kernels.f16_to_f32(reinterpret_cast<const uint16_t*>(row), HeadDim(), x.Row(r)); break;
+      case simd::RowType::kF32:
+        std::memcpy(x.Row(r), row, size_t(RowBytes()));
+        break;
+      case simd::RowType::kBf16:
+        kernels.bf16_to_f32(reinterpret_cast<const uint16_t*>(row), HeadDim(), x.Row(r));
+        break;
+      case simd::RowType::kF16:
+        kernels.f16_to_f32(reinterpret_cast<const uint16_t*>(row), HeadDim(), x.Row(r));
+        break;
     }
   }
 }

@@ -9,7 +9,8 @@ namespace croquis::codecs {
 GenericCodec::GenericCodec(const CodecRequest& request, std::optional<transforms::Rotation> rotation)
     : CodecBase(request), rotation_(std::move(rotation)) {
   for (simd::Target t : simd::Reachable())
-    kernel_[size_t(t)] = "generic (no integer kernels: tiles decoded to f32, then " + std::string(simd::Dense(t).name) + ")";
+    kernel_[size_t(t)] =
+        "generic (no integer kernels: tiles decoded to f32, then " + std::string(simd::Dense(t).name) + ")";
 }
 
 std::string_view GenericCodec::Kernel() const noexcept { return kernel_[size_t(simd::Active())]; }

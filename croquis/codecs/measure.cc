@@ -32,6 +32,15 @@ double Dot(const float* a, const float* b, int64_t n) {
   return s;
 }
 
+// Standard error of the mean of v; 0 for a single one.
+double StandardError(const std::vector<double>& v) {
+  const double n = double(v.size());
+  double mean = 0, var = 0;
+  for (double x : v) mean += x / n;
+  for (double x : v) var += (x - mean) * (x - mean);
+  return n > 1 ? std::sqrt(var / (n - 1) / n) : 0;
+}
+
 // <q, x^> of a page: on the codes for keys, from decoded rows for values.
 void ScorePage(const Codec& codec, const std::byte* page, MatView<const float> q, MatView<const float> decoded,
                float* logits) {
@@ -116,7 +125,9 @@ void FillRows(Rows kind, uint64_t seed, int64_t first, MatView<float> x) {
         std::fill_n(row, x.cols, 0.f);
         for (uint64_t k = 0; k < 4; ++k) row[s.U32(1000 + k) % uint64_t(x.cols)] = s.Gaussian(k);
         break;
-      case Rows::kConstant: std::fill_n(row, x.cols, s.Gaussian(0)); break;
+      case Rows::kConstant:
+        std::fill_n(row, x.cols, s.Gaussian(0));
+        break;
     }
   }
 }
@@ -130,14 +141,17 @@ Result<Measurement> Measure(std::string_view method, int64_t head_dim, Role role
   const int64_t pages = rows / kPageTokens, seeds = std::min(pages, kMaxSeeds);
   Measurement m;
   Sums all;
-  std::vector<double> slopes;  // one mean a rotation seed: rows under one rotation are not independent
+  std::vector<double> slopes, errors;  // one mean a rotation seed: rows under one rotation are not independent
   for (int64_t k = 0; k < seeds; ++k) {
     CROQUIS_TRY(const auto codec, Make(method, head_dim, role, seed + uint64_t(k)));
     Sums sums;
     for (int64_t p = k * pages / seeds; p < (k + 1) * pages / seeds; ++p)
       MeasurePage(*codec, kind, seed, p * kPageTokens, sums);
     all.error += sums.error, all.power += sums.power, all.ip += sums.ip, all.slopes += sums.slopes;
-    if (sums.slopes > 0) slopes.push_back(sums.slope / double(sums.slopes));
+    if (sums.slopes > 0) {
+      slopes.push_back(sums.slope / double(sums.slopes));
+      errors.push_back(sums.error / sums.power);
+    }
     if (k + 1 < seeds) continue;
     m.method = codec->Method();
     m.bits_per_number = codec->BitsPerNumber();
@@ -147,11 +161,9 @@ Result<Measurement> Measure(std::string_view method, int64_t head_dim, Role role
   if (all.slopes == 0) return m;
   m.rel_mse = all.error / all.power;
   m.ip_error = all.ip / double(all.slopes);
-  const double n = double(slopes.size());
-  for (double s : slopes) m.slope += s / n;
-  double var = 0;
-  for (double s : slopes) var += (s - m.slope) * (s - m.slope);
-  m.slope_error = n > 1 ? std::sqrt(var / (n - 1) / n) : 0;
+  for (double v : slopes) m.slope += v / double(slopes.size());
+  m.slope_error = StandardError(slopes);
+  m.rel_mse_error = StandardError(errors);
   return m;
 }
 

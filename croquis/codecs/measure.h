@@ -22,14 +22,15 @@ Result<Rows> ParseRows(std::string_view name);
 void FillRows(Rows kind, uint64_t seed, int64_t first, MatView<float> x);
 
 struct Measurement {
-  std::string method;           // full method string
-  double bits_per_number = 0;   // stored
-  double rel_mse = 0;           // sum |x - x^|^2 / sum |x|^2
-  double slope = 0;             // mean of <x, x^> / |x|^2
-  double slope_error = 0;       // its standard error
-  double ip_error = 0;          // head_dim * mean (<q, x^> - <q, x>)^2 / (|q|^2 |x|^2), q Gaussian, scored on codes
-  double encode_ns = 0;         // per vector, one thread, best of several passes
-  int64_t rows = 0;             // sample size
+  std::string method;          // full method string
+  double bits_per_number = 0;  // stored
+  double rel_mse = 0;          // sum |x - x^|^2 / sum |x|^2
+  double rel_mse_error = 0;    // its standard error, from the spread over rotation seeds
+  double slope = 0;            // mean of <x, x^> / |x|^2
+  double slope_error = 0;      // its standard error
+  double ip_error = 0;         // head_dim * mean (<q, x^> - <q, x>)^2 / (|q|^2 |x|^2), q Gaussian, scored on codes
+  double encode_ns = 0;        // per vector, one thread, best of several passes
+  int64_t rows = 0;            // sample size
 };
 
 // Measures on `rows` rows (a multiple of 128; 0 takes 16384, which puts the sampling error of rel_mse of Gaussian rows

@@ -12,7 +12,11 @@ namespace {
 
 constexpr int64_t kMinHeadDim = 8, kMaxHeadDim = 256;
 constexpr ParamInfo kCenterParam = {
-    "center", "none", 0, 0, "auto|none|rope",
+    "center",
+    "none",
+    0,
+    0,
+    "auto|none|rope",
     "keys: remove the common part before encoding and add its exact contribution to the logits; auto where it pays"};
 
 struct Registry {

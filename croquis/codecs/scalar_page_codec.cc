@@ -18,8 +18,8 @@ simd::Precision ResolvePrecision(std::string_view word, int64_t bits) {
 
 ScalarPageCodec::ScalarPageCodec(const CodecRequest& request, ScalarPageSetup setup)
     : CodecBase(request), setup_(std::move(setup)) {
-  const char* precision = setup_.precision == simd::Precision::kFine ? ", fine" : ", fast";
-  for (simd::Target t : simd::Reachable()) kernel_[size_t(t)] = std::string(simd::Pages(t).name) + precision;
+  for (simd::Target t : simd::Reachable())
+    kernel_[size_t(t)] = std::string(simd::Pages(t).name) + ", " + PrecisionWord(setup_.precision);
 }
 
 std::string_view ScalarPageCodec::Kernel() const noexcept { return kernel_[size_t(simd::Active())]; }
@@ -91,8 +91,8 @@ size_t ScalarPageCodec::QueryBytes(int64_t rows) const noexcept {
 void ScalarPageCodec::Prepare(MatView<const float> q, float scale, std::byte* query) const noexcept {
   const simd::PageKernels& kernels = simd::Pages();
   const int64_t dim = setup_.layout.dim;
-  float* y = reinterpret_cast<float*>(
-      query + kernels.query_bytes(setup_.layout, setup_.levels, setup_.precision, q.rows));
+  float* y =
+      reinterpret_cast<float*>(query + kernels.query_bytes(setup_.layout, setup_.levels, setup_.precision, q.rows));
   for (int64_t r = 0; r < q.rows; ++r) ToBasis(q.Row(r), y + r * dim);
   kernels.prepare(setup_.layout, setup_.levels, setup_.precision, {y, q.rows, dim}, scale, query);
 }

@@ -24,6 +24,7 @@ inline constexpr ParamInfo kPrecisionParam = {
 
 // "auto|fast|fine" for codes of `bits` bits.
 simd::Precision ResolvePrecision(std::string_view word, int64_t bits);
+constexpr const char* PrecisionWord(simd::Precision p) { return p == simd::Precision::kFine ? "fine" : "fast"; }
 
 struct ScalarPageSetup {
   simd::PageLayout layout;  // dim = head_dim or the rotation's PaddedDim, rounded up to a multiple of 32; at most 256

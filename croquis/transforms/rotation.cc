@@ -68,11 +68,16 @@ void Rotation::Mix(float* y) const noexcept {
   const auto fwht = simd::Pages().fwht;
   for (int c = 0; c < odd_; ++c) fwht(y + c * block_, block_);
   switch (odd_) {
-    case 1: return;
-    case 3: return MixBlocks<3>(hartley_.data(), block_, y);
-    case 5: return MixBlocks<5>(hartley_.data(), block_, y);
-    case 7: return MixBlocks<7>(hartley_.data(), block_, y);
-    default: return MixBlocksAny(odd_, hartley_.data(), block_, y);
+    case 1:
+      return;
+    case 3:
+      return MixBlocks<3>(hartley_.data(), block_, y);
+    case 5:
+      return MixBlocks<5>(hartley_.data(), block_, y);
+    case 7:
+      return MixBlocks<7>(hartley_.data(), block_, y);
+    default:
+      return MixBlocksAny(odd_, hartley_.data(), block_, y);
   }
 }
 

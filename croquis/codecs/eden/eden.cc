@@ -8,22 +8,27 @@ namespace {
 
 constexpr ParamInfo kParams[] = {
     {"bits", "4", 1, 8, {}, "bits of a code"},
-    {"rounds", "auto", 0, 0, "auto|1|2", "rounds of rotation; auto is 2 at 1 and 2 bits, else 1"},
+    kRoundsParam,
     {"center", "auto", 0, 0, "auto|none|rope",
      "keys: remove the common part before encoding and add its exact contribution to the logits; auto where it pays"},
     kPrecisionParam};
 
+LloydMaxCodec::Options OptionsOf(int64_t head_dim, const Spec& spec) {
+  const int bits = int(spec.Int("bits"));
+  return {bits, ResolveRounds(spec.Word("rounds"), bits, head_dim), ResolvePrecision(spec.Word("precision"), bits),
+          ScaleRule::kUnbiased};
+}
+
 Result<Contract> ContractOf(int64_t head_dim, Role, const Spec& spec) {
-  return LloydMaxCodec::ContractOf(head_dim, int(spec.Int("bits")), ScaleRule::kUnbiased);
+  return LloydMaxCodec::ContractOf(head_dim, OptionsOf(head_dim, spec));
 }
 
 Result<std::unique_ptr<const Codec>> MakeCodec(const CodecRequest& request) {
   CodecRequest r = request;
-  const int bits = int(r.spec.Int("bits"));
-  if (r.spec.Word("rounds") == "auto") r.spec.Set("rounds", bits <= 2 ? "2" : "1");
-  const simd::Precision precision = ResolvePrecision(r.spec.Word("precision"), bits);
-  r.spec.Set("precision", precision == simd::Precision::kFine ? "fine" : "fast");
-  return LloydMaxCodec::Make(r, {bits, int(r.spec.Int("rounds")), precision, ScaleRule::kUnbiased});
+  const LloydMaxCodec::Options options = OptionsOf(r.head_dim, r.spec);
+  r.spec.Set("rounds", options.rounds == 2 ? "2" : "1");
+  r.spec.Set("precision", PrecisionWord(options.precision));
+  return LloydMaxCodec::Make(r, options);
 }
 
 }  // namespace

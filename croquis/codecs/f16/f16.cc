@@ -4,7 +4,9 @@
 namespace croquis::codecs {
 namespace {
 
-Result<Contract> ContractOf(int64_t /*head_dim*/, Role, const Spec&) { return Contract{16, FloatRoundingMse(10), true}; }
+Result<Contract> ContractOf(int64_t /*head_dim*/, Role, const Spec&) {
+  return Contract{16, FloatRoundingMse(10), true};
+}
 
 Result<std::unique_ptr<const Codec>> MakeCodec(const CodecRequest& request) {
   return std::unique_ptr<const Codec>(new DenseCodec(request, simd::RowType::kF16));

@@ -69,7 +69,7 @@ Result<Contract> ContractOf(int64_t head_dim, Role, const Spec&) {
 Result<std::unique_ptr<const Codec>> MakeCodec(const CodecRequest& request) {
   CodecRequest r = request;
   const simd::Precision precision = ResolvePrecision(r.spec.Word("precision"), 8);
-  r.spec.Set("precision", precision == simd::Precision::kFine ? "fine" : "fast");
+  r.spec.Set("precision", PrecisionWord(precision));
   return std::unique_ptr<const Codec>(new Int8Codec(r, precision));
 }
 
@@ -77,6 +77,7 @@ Result<std::unique_ptr<const Codec>> MakeCodec(const CodecRequest& request) {
 
 extern const MethodInfo kMethod_int8;
 const MethodInfo kMethod_int8 = {
-    "int8", "8-bit integers with one 16-bit scale a vector", "symmetric max-abs rounding", kParams, ContractOf, MakeCodec};
+    "int8",   "8-bit integers with one 16-bit scale a vector", "symmetric max-abs rounding", kParams, ContractOf,
+    MakeCodec};
 
 }  // namespace croquis::codecs

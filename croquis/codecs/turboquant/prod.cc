@@ -40,8 +40,8 @@ TurboQuantProd::TurboQuantProd(const CodecRequest& request, const Options& optio
     book_ = &GaussianCodebook(options.bits - 1);
     code_levels_ = book_->levels;
   }
-  const char* tail = precision_ == simd::Precision::kFine ? ", fine, codes and signs" : ", fast, codes and signs";
-  for (simd::Target t : simd::Reachable()) kernel_[size_t(t)] = std::string(simd::Pages(t).name) + tail;
+  for (simd::Target t : simd::Reachable())
+    kernel_[size_t(t)] = std::string(simd::Pages(t).name) + ", " + PrecisionWord(precision_) + ", codes and signs";
 }
 
 Result<std::unique_ptr<const Codec>> TurboQuantProd::Make(const CodecRequest& request, const Options& options) {
@@ -50,12 +50,12 @@ Result<std::unique_ptr<const Codec>> TurboQuantProd::Make(const CodecRequest& re
   return std::unique_ptr<const Codec>(new TurboQuantProd(request, options, std::move(rotation), std::move(projection)));
 }
 
-Contract TurboQuantProd::ContractOf(int64_t head_dim, int bits, SignProjection::Kind projection) {
-  const simd::PageLayout codes = LayoutOf(head_dim, bits - 1), signs = LayoutOf(head_dim, 1);
-  const size_t bytes = (bits > 1 ? codes.Bytes() : 0) + signs.Bytes();
-  const double residual = bits > 1 ? MomentsOnSphere(GaussianCodebook(bits - 1), head_dim, codes.dim).raw_mse : 1;
+Contract TurboQuantProd::ContractOf(int64_t head_dim, const Options& options) {
+  const simd::PageLayout codes = LayoutOf(head_dim, options.bits - 1), signs = LayoutOf(head_dim, 1);
+  const size_t bytes = (options.bits > 1 ? codes.Bytes() : 0) + signs.Bytes();
+  const double residual = options.bits > 1 ? LloydMaxRelMse(options.bits - 1, head_dim, options.rounds).raw : 1;
   return {8.0 * double(bytes) / double(kPageTokens * head_dim),
-          residual * SignProjection::RelMse(projection, head_dim), true};
+          residual * SignProjection::RelMse(options.projection, head_dim), true};
 }
 
 void TurboQuantProd::QuantizeRow(const float* x, uint8_t* codes, uint8_t* signs, uint16_t scale[2]) const noexcept {

@@ -22,13 +22,14 @@ class SignProjection {
     kOrthogonal  // a second random rotation: (1 / (d E|u_1|^2) - 1) |r|^2 with u on the unit sphere, 2.8 times less
   };
   static Result<SignProjection> Make(Kind kind, int64_t head_dim, uint64_t seed);
-  // The factor of |r|^2 above, in expectation over P.
+  // The factor of |r|^2 above, in expectation over P. For orthogonal projections of padded heads (more projections
+  // than numbers, correlated) by simulation with fixed seeds.
   static double RelMse(Kind kind, int64_t head_dim);
 
   int64_t Projections() const { return projections_; }
   float Unit() const { return unit_; }
-  void Apply(const float* x, float* y) const noexcept;     // y [m] = P x
-  void AddBack(const float* y, float* x) const noexcept;   // x [d] += P^T y
+  void Apply(const float* x, float* y) const noexcept;    // y [m] = P x
+  void AddBack(const float* y, float* x) const noexcept;  // x [d] += P^T y
 
  private:
   int64_t head_dim_ = 0, projections_ = 0;
@@ -37,8 +38,9 @@ class SignProjection {
   std::vector<float> rows_;  // [m, d]
 };
 
-// A page is two pages of simd/page_kernels.h: the codes (bits - 1 bits; absent at bits = 1) with scale |x|/sqrt(padded),
-// then the signs with scale Unit() * |r|. Both products run on the codes; queries and accumulators have two parts.
+// A page is two pages of simd/page_kernels.h: the codes (bits - 1 bits; absent at bits = 1) with scale
+// |x|/sqrt(padded), then the signs with scale Unit() * |r|. Both products run on the codes; queries and accumulators
+// have two parts.
 class TurboQuantProd final : public CodecBase {
  public:
   struct Options {
@@ -47,7 +49,7 @@ class TurboQuantProd final : public CodecBase {
     simd::Precision precision = simd::Precision::kFine;
   };
   static Result<std::unique_ptr<const Codec>> Make(const CodecRequest& request, const Options& options);
-  static Contract ContractOf(int64_t head_dim, int bits, SignProjection::Kind projection);
+  static Contract ContractOf(int64_t head_dim, const Options& options);
 
   size_t PageBytes() const noexcept override { return SignsAt() + signs_.Bytes(); }
   int64_t Granularity() const noexcept override { return simd::kPackTokens; }

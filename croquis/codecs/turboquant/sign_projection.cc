@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <mutex>
 #include <numbers>
 
 #include "croquis/codecs/turboquant/prod.h"
@@ -20,6 +22,30 @@ float Dot(const float* a, const float* b, int64_t n) {
     for (int64_t k = 0; k < 8; ++k) s[k] += a[i + k] * b[i + k];
   for (int64_t k = 0; i + k < n; ++k) s[k] += a[i + k] * b[i + k];
   return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+
+// Mean |r - r^|^2 / |r|^2 over 512 projections of 8 Gaussian rows each.
+double Simulate(SignProjection::Kind kind, int64_t head_dim) {
+  constexpr int kProjections = 512, kRows = 8;
+  double sum = 0;
+  for (int k = 0; k < kProjections; ++k) {
+    const Stream rows = Stream{1, Purpose("turboquant.simulation")}.Sub(uint64_t(k));
+    const auto p = SignProjection::Make(kind, head_dim, rows.purpose);
+    if (!p) return 0;
+    std::vector<float> x(static_cast<size_t>(head_dim)), y(static_cast<size_t>(p->Projections()));
+    for (int r = 0; r < kRows; ++r) {
+      double power = 0, error = 0;
+      for (size_t i = 0; i < x.size(); ++i) x[i] = rows.Gaussian(uint64_t(r) * x.size() + i);
+      for (float v : x) power += double(v) * double(v);
+      p->Apply(x.data(), y.data());
+      const float unit = p->Unit() * float(std::sqrt(power));
+      for (float& v : y) v = v > 0 ? -unit : unit;
+      p->AddBack(y.data(), x.data());  // x - x^
+      for (float v : x) error += double(v) * double(v);
+      sum += error / power / (kProjections * kRows);
+    }
+  }
+  return sum;
 }
 
 }  // namespace
@@ -46,7 +72,14 @@ Result<SignProjection> SignProjection::Make(Kind kind, int64_t head_dim, uint64_
 
 double SignProjection::RelMse(Kind kind, int64_t head_dim) {
   const double d = double(head_dim), m = double(transforms::Rotation::Padded(head_dim)), u = MeanAbsCoordinate(d);
-  return kind == Kind::kOrthogonal ? 1 / (d * u * u) - 1 : std::numbers::pi / 2 * d / m - 1 / m;
+  if (kind == Kind::kGaussian) return std::numbers::pi / 2 * d / m - 1 / m;
+  if (m == d) return 1 / (d * u * u) - 1;
+  static std::mutex mutex;
+  static std::map<int64_t, double> known;
+  const std::lock_guard lock(mutex);
+  const auto [it, added] = known.try_emplace(head_dim);
+  if (added) it->second = Simulate(kind, head_dim);
+  return it->second;
 }
 
 void SignProjection::Apply(const float* x, float* y) const noexcept {
