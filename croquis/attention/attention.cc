@@ -1,0 +1,226 @@
+#include "croquis/attention/attention.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <numbers>
+#include <vector>
+
+#include "croquis/attention/partial.h"
+#include "croquis/attention/stream.h"
+#include "croquis/kvcache/layer_view.h"
+
+namespace croquis::attention {
+namespace {
+
+constexpr int64_t kPage = codecs::kPageTokens;
+constexpr int64_t kRows = 64;      // query rows of a task: enough to reuse an expanded page, few enough for the caches
+constexpr int64_t kTasks = 128;    // pieces that a call is cut into when it can be: balance for any number of threads
+constexpr int64_t kRunPages = 16;  // least pages of a piece: preparing the query and merging stay below 5 %
+constexpr int64_t kFewTokens = 16;  // chunks below are rounded by the caller: waking workers costs more
+
+constexpr size_t Round64(size_t n) { return (n + 63) / 64 * 64; }
+
+// How a call is cut. A function of the shapes alone, so that the number of threads changes no bit.
+struct Cut {
+  int64_t tokens = 0, group = 0, kv_heads = 0, head_dim = 0;
+  int64_t block = 0, blocks = 0;  // query tokens of a task; tasks along the chunk
+  int64_t first_page = 0, pages = 0, run = 1, runs = 1;  // pages seen by anyone; pages a task; tasks along them
+  int64_t tasks() const { return kv_heads * blocks * runs; }
+  int64_t rows() const { return block * group; }
+};
+
+Cut MakeCut(const kvcache::HeadView& head, const AttendOptions& options, int64_t tokens, int64_t group,
+            int64_t kv_heads, int64_t head_dim) {
+  Cut c{.tokens = tokens, .group = group, .kv_heads = kv_heads, .head_dim = head_dim};
+  c.block = std::min(tokens, std::max<int64_t>(1, kRows / group));
+  c.blocks = (tokens + c.block - 1) / c.block;
+  c.pages = head.Pages();
+  if (options.window > 0)
+    c.first_page = std::clamp<int64_t>((head.length - options.window + 1 - head.sinks) / kPage, 0, c.pages);
+  const int64_t seen = c.pages - c.first_page;
+  c.runs = std::clamp<int64_t>(kTasks / (kv_heads * c.blocks), 1, std::max<int64_t>(1, seen / kRunPages));
+  c.run = std::max<int64_t>(1, (seen + c.runs - 1) / c.runs);
+  c.runs = std::max<int64_t>(1, (seen + c.run - 1) / c.run);
+  return c;
+}
+
+// One call: everything its tasks share.
+class Call {
+ public:
+  Call(const kvcache::KvCache& cache, const AttendOptions& options, MatView<const float> q, MatView<float> out)
+      : options_(options), q_(q), out_(out) {
+    const auto& config = cache.config();
+    for (int64_t h = 0; h < config.kv_heads; ++h) heads_.push_back(kvcache::ViewHead(cache, options.layer, h));
+    cut_ = MakeCut(heads_[0], options, q.rows, q.cols / config.head_dim / config.kv_heads, config.kv_heads,
+                   config.head_dim);
+    for (const auto& head : heads_)
+      stream_bytes_ = std::max(stream_bytes_, Stream::Bytes(head, cut_.rows(), cut_.head_dim));
+    worker_bytes_ = Round64(size_t(cut_.rows() * cut_.head_dim) * 4) + Round64(size_t(cut_.rows()) * sizeof(Visible)) +
+                    stream_bytes_;
+    for (const auto& head : heads_) {
+      chunk_at_.push_back(chunk_bytes_);
+      chunk_bytes_ += Round64(size_t(2 * cut_.tokens * head.row_bytes));
+    }
+  }
+
+  size_t Bytes(int workers) const {
+    return chunk_bytes_ + size_t(workers) * worker_bytes_ + PartialBytes() + Round64(CounterCount() * sizeof(Counter));
+  }
+
+  void Run(Executor& executor, MatView<const float> k, MatView<const float> v, std::byte* memory) {
+    chunk_ = memory;
+    partials_ = memory + chunk_bytes_;
+    counters_ = reinterpret_cast<Counter*>(partials_ + PartialBytes());
+    std::byte* const workers = partials_ + PartialBytes() + Round64(CounterCount() * sizeof(Counter));
+    for (size_t i = 0; i < CounterCount(); ++i) new (counters_ + i) Counter(int32_t(cut_.runs));
+    const auto round = [&](int64_t h, int) { RoundChunk(h, k, v); };
+    if (cut_.tokens < kFewTokens)
+      for (int64_t h = 0; h < cut_.kv_heads; ++h) round(h, 0);
+    else
+      executor.ParallelFor(cut_.kv_heads, round);
+    executor.ParallelFor(cut_.tasks(), [&](int64_t task, int worker) {
+      Task(task, workers + size_t(worker) * worker_bytes_);
+    });
+  }
+
+ private:
+  using Counter = std::atomic<int32_t>;
+
+  size_t CounterCount() const { return cut_.runs > 1 ? size_t(cut_.kv_heads * cut_.blocks) : 0; }
+  // A stored partial: sums [rows, head_dim], then maximum and mass by row.
+  size_t PartialFloats() const { return Round64(size_t(cut_.rows() * (cut_.head_dim + 2)) * 4) / 4; }
+  size_t PartialBytes() const { return cut_.runs > 1 ? size_t(cut_.tasks()) * PartialFloats() * 4 : 0; }
+
+  // The chunk's own keys and values, as the ring will hold them.
+  void RoundChunk(int64_t h, MatView<const float> k, MatView<const float> v) {
+    const kvcache::HeadView& head = heads_[size_t(h)];
+    std::byte* to = chunk_ + chunk_at_[size_t(h)];
+    for (const auto* x : {&k, &v})
+      for (int64_t t = 0; t < cut_.tokens; ++t, to += head.row_bytes)
+        kvcache::RoundRow(head.type, x->Row(t) + h * cut_.head_dim, cut_.head_dim, to);
+  }
+
+  void Task(int64_t task, std::byte* memory) {
+    const int64_t run = task % cut_.runs, piece = task / cut_.runs;
+    const int64_t h = piece / cut_.blocks, first = piece % cut_.blocks * cut_.block;
+    const int64_t tokens = std::min(cut_.block, cut_.tokens - first), rows = tokens * cut_.group;
+    const kvcache::HeadView& head = heads_[size_t(h)];
+
+    const MatView<float> q(reinterpret_cast<float*>(memory), rows, cut_.head_dim);
+    memory += Round64(size_t(cut_.rows() * cut_.head_dim) * 4);
+    const std::span<Visible> visible(reinterpret_cast<Visible*>(memory), size_t(rows));
+    memory += Round64(size_t(cut_.rows()) * sizeof(Visible));
+    const float scale = options_.scale * std::numbers::log2e_v<float>;
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t position = head.length + first + t;
+      for (int64_t g = 0; g < cut_.group; ++g) {
+        const int64_t r = t * cut_.group + g;
+        const float* from = q_.Row(first + t) + (h * cut_.group + g) * cut_.head_dim;
+        for (int64_t i = 0; i < cut_.head_dim; ++i) q(r, i) = from[i] * scale;
+        visible[size_t(r)] = {options_.window > 0 ? std::max<int64_t>(0, position - options_.window + 1) : 0,
+                              options_.causal ? position + 1 : head.length + cut_.tokens};
+      }
+    }
+
+    Stream stream(head, q, visible, memory);
+    const int64_t begin = cut_.first_page + run * cut_.run;
+    stream.Pages(begin, std::min(cut_.pages, begin + cut_.run));
+    if (run + 1 == cut_.runs) stream.Dense(DenseSegments(h));
+    if (cut_.runs == 1) {
+      for (int64_t r = 0; r < rows; ++r)
+        Finalize({stream.max(r), stream.mass(r), {stream.sums().Row(r), size_t(cut_.head_dim)}}, OutRow(h, first, r));
+      return;
+    }
+    Store(task, stream, rows);
+    // The last run to finish puts the piece together, in order of runs, so nobody waits.
+    if (counters_[piece].fetch_sub(1, std::memory_order_acq_rel) == 1) Join(piece, h, first, rows);
+  }
+
+  // Sinks, the ring in its two parts, the chunk.
+  std::array<DenseRows, 4> DenseSegments(int64_t h) const {
+    const kvcache::HeadView& head = heads_[size_t(h)];
+    const int64_t in_ring = std::max<int64_t>(0, head.length - head.sinks - head.encoded);
+    const int64_t slot = in_ring > 0 ? head.encoded % head.slots : 0, before_wrap = std::min(in_ring, head.slots - slot);
+    const int64_t ring = head.sinks + head.encoded;
+    const std::byte* chunk = chunk_ + chunk_at_[size_t(h)];
+    return {DenseRows{head.sink_k, head.sink_v, 0, head.sinks},
+            DenseRows{head.ring_k + slot * head.row_bytes, head.ring_v + slot * head.row_bytes, ring, before_wrap},
+            DenseRows{head.ring_k, head.ring_v, ring + before_wrap, in_ring - before_wrap},
+            DenseRows{chunk, chunk + cut_.tokens * head.row_bytes, head.length, cut_.tokens}};
+  }
+
+  std::span<float> OutRow(int64_t h, int64_t first, int64_t row) {
+    const int64_t token = first + row / cut_.group, head = h * cut_.group + row % cut_.group;
+    return {out_.Row(token) + head * cut_.head_dim, size_t(cut_.head_dim)};
+  }
+
+  float* PartialAt(int64_t task) { return reinterpret_cast<float*>(partials_) + size_t(task) * PartialFloats(); }
+
+  void Store(int64_t task, Stream& stream, int64_t rows) {
+    float* sums = PartialAt(task);
+    float* state = sums + cut_.rows() * cut_.head_dim;
+    std::memcpy(sums, stream.sums().data, size_t(rows * cut_.head_dim) * 4);
+    for (int64_t r = 0; r < rows; ++r) state[2 * r] = stream.max(r), state[2 * r + 1] = stream.mass(r);
+  }
+
+  Partial Load(int64_t task, int64_t r) {
+    float* sums = PartialAt(task);
+    const float* state = sums + cut_.rows() * cut_.head_dim;
+    return {state[2 * r], state[2 * r + 1], {sums + r * cut_.head_dim, size_t(cut_.head_dim)}};
+  }
+
+  void Join(int64_t piece, int64_t h, int64_t first, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r) {
+      Partial sum = Load(piece * cut_.runs, r);
+      for (int64_t run = 1; run < cut_.runs; ++run) Merge(Load(piece * cut_.runs + run, r), sum);
+      Finalize(sum, OutRow(h, first, r));
+    }
+  }
+
+  const AttendOptions& options_;
+  const MatView<const float> q_;
+  const MatView<float> out_;
+  std::vector<kvcache::HeadView> heads_;
+  Cut cut_;
+  size_t stream_bytes_ = 0, worker_bytes_ = 0, chunk_bytes_ = 0;
+  std::vector<size_t> chunk_at_;
+  std::byte *chunk_ = nullptr, *partials_ = nullptr;
+  Counter* counters_ = nullptr;
+};
+
+Status CheckShapes(const kvcache::KvCache& cache, const AttendOptions& options, MatView<const float> q,
+                   MatView<const float> k, MatView<float> out) {
+  const auto& c = cache.config();
+  const auto shape = [](int64_t rows, int64_t cols) {
+    return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
+  };
+  if (q.cols < 1 || q.cols % (c.kv_heads * c.head_dim) != 0 || q.rows != k.rows)
+    return InvalidArgument("attention: queries must be [" + std::to_string(k.rows) + ", a multiple of " +
+                           std::to_string(c.kv_heads * c.head_dim) + "], got " + shape(q.rows, q.cols));
+  if (out.rows != q.rows || out.cols != q.cols)
+    return InvalidArgument("attention: the output must be " + shape(q.rows, q.cols) + ", got " +
+                           shape(out.rows, out.cols));
+  if (!std::isfinite(options.scale)) return InvalidArgument("attention: the scale is not a finite number");
+  if (options.window < 0)
+    return OutOfRange("attention: the window must be 0 (none) or more tokens, got " + std::to_string(options.window));
+  return {};
+}
+
+}  // namespace
+
+Status AttendAndAppend(Executor& executor, kvcache::KvCache& cache, const AttendOptions& options,
+                       MatView<const float> q, MatView<const float> k, MatView<const float> v, MatView<float> out) {
+  CROQUIS_CHECK_OK(kvcache::CheckAppend(cache, options.layer, k, v));
+  CROQUIS_CHECK_OK(CheckShapes(cache, options, q, k, out));
+  if (q.rows == 0) return {};
+  Call call(cache, options, q, out);
+  call.Run(executor, k, v, kvcache::Workspace(cache, call.Bytes(executor.threads())));
+  kvcache::AppendChecked(executor, cache, options.layer, k, v);
+  return {};
+}
+
+}  // namespace croquis::attention
