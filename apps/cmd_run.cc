@@ -1,0 +1,169 @@
+// croquis run: load, prefill, decode, report.
+#include <fstream>
+#include <iostream>
+#include <iterator>
+
+#include "apps/cli.h"
+#include "apps/generate.h"
+#include "apps/progress.h"
+#include "croquis/base/memory.h"
+#include "croquis/eval/text.h"
+
+namespace croquis::apps {
+namespace {
+
+struct RunOptions {
+  Common common;
+  ModelOptions model;
+  CacheOptions cache;
+  GenerateOptions generate;
+  std::string kv = "eden:bits=4", prompt, file, save, load;
+  int64_t ctx = 0;
+  bool quiet = false, no_bos = false;
+};
+
+Result<std::string> PromptText(const RunOptions& o) {
+  if (!o.prompt.empty() && !o.file.empty()) return InvalidArgument("give the prompt with -p or with -f, not both");
+  if (!o.prompt.empty()) return o.prompt;
+  if (o.file.empty()) return InvalidArgument("no prompt: give one with -p TEXT or -f FILE (- reads standard input)");
+  if (o.file == "-") return std::string(std::istreambuf_iterator<char>(std::cin), {});
+  return eval::ReadText(o.file);
+}
+
+// Positions this run may use, and an error or a note when that goes beyond what the model was made for.
+Result<int64_t> ContextLimit(const RunOptions& o, const model::ModelConfig& config, int64_t needed) {
+  const int64_t limit = o.ctx > 0 ? o.ctx : config.max_position;
+  if (needed >= limit) {
+    return InvalidArgument("the prompt has " + Grouped(needed) + " tokens" + (o.load.empty() ? "" : " with those restored") +
+                           " and the context holds " + Grouped(limit) + "; shorten it, or raise the context with --ctx " +
+                           std::to_string(needed + o.generate.max_tokens) +
+                           (o.ctx > 0 ? "" : " (" + config.name + " was made for " + Grouped(config.max_position) + ")"));
+  }
+  if (needed > config.max_position) {
+    Note(config.name + " was made for " + Grouped(config.max_position) + " tokens; beyond them its text gets worse");
+  }
+  return limit;
+}
+
+Result<std::unique_ptr<kvcache::KvCache>> OpenCache(const RunOptions& o, const kvcache::CacheConfig& config) {
+  if (!o.load.empty()) return kvcache::KvCache::Load(o.load, config);
+  return kvcache::KvCache::Make(config);
+}
+
+Json Figures(const RunOptions& o, const model::Model& model, const Generated& g, int64_t prompt_tokens,
+             const kvcache::Report& report) {
+  Json row;
+  row["kv"] = o.kv;
+  row["model"] = model.config().name;
+  row["compute"] = model.Compute();
+  row["prompt_tokens"] = prompt_tokens;
+  row["generated_tokens"] = g.tokens.size();
+  row["prompt_tokens_per_s"] = g.PromptRate(prompt_tokens);
+  row["decode_tokens_per_s"] = g.DecodeRate();
+  AddCacheColumns(report, row);
+  row["stop"] = g.stop;
+  row["text"] = g.text;
+  return row;
+}
+
+void PrintFigures(const Json& row, const kvcache::Report& report) {
+  const auto number = [&](const char* key, Format format) { return FormatCell(row[key], format); };
+  std::cout << "\n\nmodel   " << row["model"].get<std::string>() << ", " << row["compute"].get<std::string>() << "\n"
+            << "speed   prompt " << number("prompt_tokens", Format::kInt) << " tokens at "
+            << number("prompt_tokens_per_s", Format::kFixed1) << " a second, then "
+            << number("generated_tokens", Format::kInt) << " at " << number("decode_tokens_per_s", Format::kFixed1)
+            << " a second\n"
+            << "cache   " << Grouped(report.tokens) << " tokens in " << HumanBytes(double(report.total())) << "; f16 takes "
+            << HumanBytes(double(report.f16_bytes)) << ": "
+            << Printf("%.2f", double(report.total()) / double(std::max<int64_t>(report.f16_bytes, 1))) << " of it\n"
+            << "bits    " << Printf("%.2f", report.bits_per_number) << " a number, everything counted; keys "
+            << Printf("%.3g", report.key_bits) << " and values " << Printf("%.3g", report.value_bits) << " in pages\n";
+  for (const std::string& kernel : report.kernels) std::cout << "kernel  " << kernel << "\n";
+  if (!report.all_fast) std::cout << "warning a method has no fast path on this machine: its pages are read by generic code\n";
+}
+
+Status Run(const RunOptions& o) {
+  CROQUIS_CHECK_OK(CheckSinksAndRing(o.cache));
+  if (o.generate.max_tokens < 1) return OutOfRange("-n must be at least 1, got " + std::to_string(o.generate.max_tokens));
+  if (o.generate.chunk < 1) return OutOfRange("--chunk must be at least 1, got " + std::to_string(o.generate.chunk));
+  if (auto sampler = model::Sampler::Make(o.generate.sampler); !sampler) return sampler.error();
+  CacheOptions cache_options = o.cache;
+  cache_options.kv = {o.kv};
+  if (auto parsed = ParseCaches(cache_options, 0); !parsed) return parsed.error();
+  if (!o.save.empty()) CROQUIS_CHECK_OK(CheckWritable(o.save));
+  CROQUIS_TRY(const std::string text, PromptText(o));
+  CROQUIS_TRY(const auto executor, Start(o.common));
+  CROQUIS_TRY(const auto model, LoadModel(o.model, *executor));
+  CROQUIS_TRY(const model::Tokenizer* tokenizer, NeedTokenizer(*model));
+  CROQUIS_TRY(const std::vector<kvcache::KvPolicy> policies, ParseCaches(cache_options, model->config().head_dim));
+  // A restored cache has its BOS already.
+  CROQUIS_TRY(const std::vector<int32_t> prompt, tokenizer->Encode(text, o.load.empty() && !o.no_bos));
+  if (prompt.empty()) return InvalidArgument("the prompt is empty; give some text with -p or -f");
+
+  kvcache::CacheConfig config = model->CacheTemplate();
+  config.sinks = o.cache.sinks;
+  config.ring = o.cache.ring;
+  config.policy = policies[0];
+  config.seed = o.cache.seed;
+  const auto prompt_tokens = int64_t(prompt.size());
+  config.capacity = o.ctx > 0 ? o.ctx : model->config().max_position;
+  if (o.load.empty()) {  // what is known to suffice
+    CROQUIS_TRY(const int64_t limit, ContextLimit(o, model->config(), prompt_tokens));
+    config.capacity = std::min(limit, prompt_tokens + o.generate.max_tokens);
+  }
+  CROQUIS_TRY(const auto cache, OpenCache(o, config));
+  CROQUIS_TRY(const int64_t limit, ContextLimit(o, model->config(), cache->length() + prompt_tokens));
+  GenerateOptions generate = o.generate;
+  if (const int64_t room = limit - cache->length() - prompt_tokens; generate.max_tokens > room) {
+    Note("only " + Grouped(room) + " tokens fit behind the prompt; raise --ctx for more");
+    generate.max_tokens = room;
+  }
+  const bool stream = !o.common.json;
+  const auto on_text = [&](const std::string& piece) {
+    if (stream) std::cout << piece << std::flush;
+  };
+  CROQUIS_TRY(const Generated g, Generate(*executor, *model, *cache, prompt, generate, on_text, WantProgress() && stream));
+  if (!o.save.empty()) CROQUIS_CHECK_OK(cache->Save(o.save));
+  const kvcache::Report report = cache->GetReport();
+  const Json row = Figures(o, *model, g, prompt_tokens, report);
+  if (o.common.json) {
+    PrintRows(o.common, "run", executor->threads(), {}, Json::array({row}));
+  } else if (o.quiet) {
+    std::cout << "\n";
+  } else {
+    PrintFigures(row, report);
+  }
+  return {};
+}
+
+}  // namespace
+
+void AddRun(CLI::App& app, Action* action) {
+  auto o = std::make_shared<RunOptions>();
+  auto* c = app.add_subcommand("run", "Generate text with a compressed KV cache");
+  AddModelOptions(*c, o->model, false);
+  c->add_option("-p,--prompt", o->prompt, "Prompt text");
+  c->add_option("-f,--file", o->file, "Prompt from a text file (- reads standard input)");
+  c->add_option("-n,--tokens", o->generate.max_tokens, "Tokens to generate")->capture_default_str();
+  c->add_option("--kv", o->kv, "Method of the cache: NAME:param=value, or k=...,v=...; croquis codecs lists them")->capture_default_str();
+  AddSinksAndRing(*c, o->cache);
+  c->add_option("--ctx", o->ctx, "Most tokens of context (default: what the model was made for)")->check(CLI::Range(int64_t(1), int64_t(1) << 31));
+  c->add_option("--chunk", o->generate.chunk, "Tokens of the prompt computed at a time")->capture_default_str();
+  c->add_option("--temp", o->generate.sampler.temperature, "Temperature; 0 takes the most likely token")->capture_default_str();
+  c->add_option("--top-k", o->generate.sampler.top_k, "Sample among the k most likely tokens; 0: all")->capture_default_str();
+  c->add_option("--top-p", o->generate.sampler.top_p, "Sample among the most likely tokens that hold this probability")->capture_default_str();
+  c->add_option("--min-p", o->generate.sampler.min_p, "Leave out tokens below this share of the most likely one")->capture_default_str();
+  c->add_option("--repetition-penalty", o->generate.sampler.repetition_penalty, "Above 1: tokens seen before get less likely")->capture_default_str();
+  c->add_option("--seed", o->generate.sampler.seed, "Seed of sampling")->capture_default_str();
+  c->add_option("--cache-seed", o->cache.seed, "Seed of the cache's random rotations")->capture_default_str();
+  c->add_flag("--ignore-stop", o->generate.ignore_stop, "Go on after a stop token");
+  c->add_flag("--no-bos", o->no_bos, "Do not put the model's start token in front");
+  c->add_option("--save-cache", o->save, "Write the cache to a file at the end");
+  c->add_option("--load-cache", o->load, "Start from a saved cache; the prompt continues it");
+  c->add_flag("-q,--quiet", o->quiet, "Print the text only");
+  AddCommon(*c, o->common);
+  c->footer("\nExample:\n  croquis run -p \"It was a dark night\" -n 100 --kv k=eden:bits=4,v=eden:bits=3\n\n" + ExitCodeHelp());
+  c->callback([o, action] { *action = [o] { return Run(*o); }; });
+}
+
+}  // namespace croquis::apps

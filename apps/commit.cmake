@@ -1,0 +1,17 @@
+# Writes the commit of SOURCE into OUTPUT, a C++ include, if it changed: cmake -DSOURCE=.. -DOUTPUT=.. -P commit.cmake
+set(commit unknown)
+if(EXISTS ${SOURCE}/.git)
+  execute_process(COMMAND git -C ${SOURCE} describe --always --dirty --abbrev=12 --match=nothing
+                  OUTPUT_VARIABLE out OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE failed)
+  if(NOT failed AND NOT out STREQUAL "")
+    set(commit ${out})
+  endif()
+endif()
+set(text "// Generated at build time.\nnamespace croquis::apps {\nconstexpr char kCommit[] = \"${commit}\";\n}\n")
+set(before "")
+if(EXISTS ${OUTPUT})
+  file(READ ${OUTPUT} before)
+endif()
+if(NOT before STREQUAL text)
+  file(WRITE ${OUTPUT} "${text}")
+endif()
