@@ -95,7 +95,8 @@ int32_t Sampler::Sample(std::span<const float> logits, std::span<const int32_t> 
     std::erase_if(all, [&](const Candidate& c) { return Weight(c.logit, best.logit, temperature) < options_.min_p; });
   }
   // In the order of ids, so that the choice does not depend on how the candidates were sorted.
-  std::sort(all.begin(), all.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+  const auto by_id = [](const Candidate& a, const Candidate& b) { return a.id < b.id; };
+  if (!std::is_sorted(all.begin(), all.end(), by_id)) std::sort(all.begin(), all.end(), by_id);
   double total = 0;
   for (const Candidate& c : all) total += Weight(c.logit, best.logit, temperature);
   const Stream stream{options_.seed, Purpose("model.sampler")};

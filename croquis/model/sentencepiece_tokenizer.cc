@@ -72,7 +72,8 @@ void FillTable(const Proto& proto, VocabTable& table) {
     if (byte >= 0) {
       table.Set(int32_t(i), TokenText::Kind::kByte, std::string(1, char(byte)));
     } else {
-      table.Set(int32_t(i), TokenText::Kind::kText, ReplaceAll(piece.text, kSpaceMark, " "));
+      table.SetPiece(int32_t(i), ReplaceAll(piece.text, kSpaceMark, " "),
+                     proto.add_dummy_prefix || proto.remove_extra_whitespaces);
     }
   }
 }
@@ -109,7 +110,8 @@ Result<std::unique_ptr<Tokenizer>> ParseSentencePiece(std::span<const std::byte>
     ids[token.content] = token.id;
     if (!token.special) parts.table.Set(token.id, TokenText::Kind::kText, token.content);
   }
-  parts.rule = {TextRule::BadBytes::kPerByte, proto.add_dummy_prefix ? 1 : 0};
+  // Where white space is removed, it is also removed from the start of decoded text.
+  parts.rule = {TextRule::BadBytes::kPerByte, 0, proto.remove_extra_whitespaces};
 
   TokenizerHints filled = hints;
   const auto is_control = [&](int32_t id) {

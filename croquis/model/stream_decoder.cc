@@ -42,8 +42,9 @@ std::string TakeCharacters(std::string& pending, BadBytes rule, bool all) {
 std::string StreamDecoder::Push(int32_t id) {
   const TokenText token = tokenizer_->Text(id, first_);
   if (token.kind == TokenText::Kind::kSkip) return {};
-  first_ = false;
-  const BadBytes rule = tokenizer_->Rule().bad_bytes;
+  const TextRule text_rule = tokenizer_->Rule();
+  const BadBytes rule = text_rule.bad_bytes;
+  first_ = first_ && text_rule.first_lasts && token.bytes.empty();
   if (token.kind == TokenText::Kind::kByte || rule == BadBytes::kPerSequence) {
     pending_ += token.bytes;
     return Strip(TakeCharacters(pending_, rule, false));

@@ -30,6 +30,7 @@ struct TextRule {
     kWholeRun      // an ill-formed run of kByte tokens is replaced as a whole, one for each byte (`tokenizers`)
   } bad_bytes = BadBytes::kPerSequence;
   int64_t strip_spaces = 0;  // leading spaces of the whole text that are removed, at most
+  bool first_lasts = false;  // tokens count as the first until one gives text, not only the very first one
 };
 
 class Tokenizer {
@@ -53,8 +54,8 @@ class Tokenizer {
   virtual int32_t Bos() const = 0;                          // -1 when there is none
   virtual std::span<const int32_t> StopTokens() const = 0;  // eos and its like
 
-  // The parts that Decode and StreamDecoder are made of. `first`: no token but skipped ones came before; some
-  // vocabularies drop the space of the first word.
+  // The parts that Decode and StreamDecoder are made of. `first`: no token but skipped ones came before
+  // (see TextRule::first_lasts); some vocabularies drop the space of the first word.
   virtual TokenText Text(int32_t id, bool first = false) const = 0;
   virtual TextRule Rule() const = 0;
   // Bytes of one token in running text (may be part of a character); empty for special tokens.

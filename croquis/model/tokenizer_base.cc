@@ -16,6 +16,11 @@ void VocabTable::SetFirst(int32_t id, std::string_view first_bytes) {
   arena_ += first_bytes;
 }
 
+void VocabTable::SetPiece(int32_t id, std::string_view text, bool drop_first_space) {
+  Set(id, TokenText::Kind::kText, text);
+  if (drop_first_space && text.starts_with(' ')) SetFirst(id, text.substr(1));
+}
+
 TokenText VocabTable::Get(int32_t id, bool first) const {
   if (id < 0 || id >= size()) return {};
   const Entry* entry = &entries_[size_t(id)];

@@ -22,6 +22,8 @@ class VocabTable {
   // Ids are below size(). `first_bytes`: what stands at the start of a text instead of `bytes`.
   void Set(int32_t id, TokenText::Kind kind, std::string_view bytes);
   void SetFirst(int32_t id, std::string_view first_bytes);
+  // A piece whose first space is dropped at the start of a text, being the prefix that encoding put there.
+  void SetPiece(int32_t id, std::string_view text, bool drop_first_space);
   TokenText Get(int32_t id, bool first) const;
   int64_t size() const { return int64_t(entries_.size()); }
 

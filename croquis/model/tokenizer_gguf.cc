@@ -134,7 +134,7 @@ Result<std::unique_ptr<Tokenizer>> MakeGgufScored(const GgufTokenizerData& data)
   scored.added = AddedTokens(data);
   TokenizerParts parts;
   parts.table = VocabTable(int64_t(data.tokens.size()));
-  parts.rule = {TextRule::BadBytes::kPerByte, scored.dummy_prefix ? 1 : 0};
+  parts.rule.bad_bytes = TextRule::BadBytes::kPerByte;
   for (size_t i = 0; i < data.tokens.size(); ++i) {
     const int32_t type = TypeOf(data, i);
     const int byte = type == kByte ? ByteOfByteToken(data.tokens[i]) : -1;
@@ -142,7 +142,7 @@ Result<std::unique_ptr<Tokenizer>> MakeGgufScored(const GgufTokenizerData& data)
       scored.byte_ids[size_t(byte)] = int32_t(i);
       parts.table.Set(int32_t(i), TokenText::Kind::kByte, std::string(1, char(byte)));
     } else if (type != kControl && type != kUnknown) {
-      parts.table.Set(int32_t(i), TokenText::Kind::kText, ReplaceAll(ToUtf8(data.tokens[i]), kSpaceMark, " "));
+      parts.table.SetPiece(int32_t(i), ReplaceAll(ToUtf8(data.tokens[i]), kSpaceMark, " "), scored.dummy_prefix);
     }
     scored.usable.push_back(type == kNormal || type == kUserDefined || type == kUnused);
     scored.unused.push_back(type == kUnused);
@@ -177,7 +177,7 @@ Result<std::unique_ptr<Tokenizer>> MakeLlama2cTokenizer(std::span<const std::byt
   scored.space = " ";
   TokenizerParts parts;
   parts.table = VocabTable(vocab_size);
-  parts.rule = {TextRule::BadBytes::kPerByte, 1};
+  parts.rule.bad_bytes = TextRule::BadBytes::kPerByte;
   size_t at = 4;  // after the length of the longest piece, which is not needed
   for (int32_t i = 0; i < vocab_size; ++i) {
     if (bytes.size() - at < 8) return fail("ends inside piece " + std::to_string(i));
@@ -193,7 +193,7 @@ Result<std::unique_ptr<Tokenizer>> MakeLlama2cTokenizer(std::span<const std::byt
       scored.byte_ids[size_t(byte)] = i;
       parts.table.Set(i, TokenText::Kind::kByte, std::string(1, char(byte)));
     } else if (i >= 3) {
-      parts.table.Set(i, TokenText::Kind::kText, ToUtf8(piece));
+      parts.table.SetPiece(i, ToUtf8(piece), true);
     }
     scored.pieces.push_back(piece);
     scored.scores.push_back(score);

@@ -136,6 +136,9 @@ Result<std::unique_ptr<Tokenizer>> Assemble(BpeData data, BpePipeline pipeline, 
     ids[token.content] = token.id;
     if (token.special) {
       parts.table.Set(token.id, TokenText::Kind::kSkip, "");
+    } else if (token.normalized) {  // decoded from the form that is found in normalised text (`tokenizers` 0.23)
+      CROQUIS_TRY(const std::string content, ApplyNormalizers(pipeline.normalizers, token.content));
+      decoder.Fill(token.id, content, parts.table);
     } else {
       decoder.Fill(token.id, token.content, parts.table);
     }

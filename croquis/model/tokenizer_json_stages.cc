@@ -249,7 +249,7 @@ Result<PreTokenizers> ParsePreTokenizers(const Json* pre_tokenizer) {
 
 TextRule DecoderPlan::Rule() const {
   using BadBytes = TextRule::BadBytes;
-  return {join == Join::kByteLevel ? BadBytes::kPerSequence : BadBytes::kWholeRun, strip_spaces};
+  return {join == Join::kByteLevel ? BadBytes::kPerSequence : BadBytes::kWholeRun, strip_spaces, false};
 }
 
 void DecoderPlan::Fill(int32_t id, const std::string& token, VocabTable& table) const {
