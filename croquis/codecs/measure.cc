@@ -133,7 +133,7 @@ void FillRows(Rows kind, uint64_t seed, int64_t first, MatView<float> x) {
 }
 
 Result<Measurement> Measure(std::string_view method, int64_t head_dim, Role role, Rows kind, uint64_t seed,
-                            int64_t rows) {
+                            int64_t rows, bool timed) {
   if (rows == 0) rows = kDefaultRows;
   if (rows < kPageTokens || rows % kPageTokens != 0)
     return OutOfRange("measure: rows must be a multiple of " + std::to_string(kPageTokens) + ", got " +
@@ -155,7 +155,7 @@ Result<Measurement> Measure(std::string_view method, int64_t head_dim, Role role
     if (k + 1 < seeds) continue;
     m.method = codec->Method();
     m.bits_per_number = codec->BitsPerNumber();
-    m.encode_ns = EncodeNs(*codec, seed);
+    if (timed) m.encode_ns = EncodeNs(*codec, seed);
   }
   m.rows = all.slopes;
   if (all.slopes == 0) return m;

@@ -34,8 +34,8 @@ struct Measurement {
 };
 
 // Measures on `rows` rows (a multiple of 128; 0 takes 16384, which puts the sampling error of rel_mse of Gaussian rows
-// under 0.5 %). Several rotation seeds are used in turn. Errors: those of Make.
+// under 0.5 %). Up to 32 rotation seeds are used in turn. `timed` false skips encode_ns. Errors: those of Make.
 Result<Measurement> Measure(std::string_view method, int64_t head_dim, Role role, Rows kind, uint64_t seed = 1,
-                            int64_t rows = 0);
+                            int64_t rows = 0, bool timed = true);
 
 }  // namespace croquis::codecs
