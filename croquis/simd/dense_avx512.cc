@@ -104,7 +104,8 @@ struct V {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       const F lo = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x44), hi = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xee);
-      const F lo2 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x44), hi2 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xee);
+      const F lo2 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x44);
+      const F hi2 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xee);
       a[j] = _mm512_shuffle_f32x4(lo, lo2, 0x88);
       a[4 + j] = _mm512_shuffle_f32x4(lo, lo2, 0xdd);
       a[8 + j] = _mm512_shuffle_f32x4(hi, hi2, 0x88);

@@ -2,9 +2,9 @@
 // namespace of dense_avx2.cc and dense_avx512.cc, after V, so that each keeps machine code of its own. No shared inline
 // function (std::min, MatView::Row) is called here: the linker could pick this instruction set's copy for other files.
 //
-// Two shapes of loop. Few query rows (decode) are bound by memory: a token's row is read once, converted in registers and
-// used by 4 query rows at a time, and prefetching runs ahead of it. Many query rows (prefill) are bound by arithmetic:
-// k or v is converted once into a panel that stays in cache, and a register-blocked matrix product runs over it.
+// Two shapes of loop. Few query rows (decode) are bound by memory: a token's row is read once, converted in registers
+// and used by 4 query rows at a time, and prefetching runs ahead of it. Many query rows (prefill) are bound by
+// arithmetic: k or v is converted once into a panel that stays in cache, and a register-blocked product runs over it.
 
 using F = V::F;
 constexpr int kW = V::kW;
@@ -224,7 +224,8 @@ inline void Multiply(const Product& g) {
 
 // panel[i][t] = k[t][i] for n tokens and `depth` dims; columns up to the next multiple of kW repeat the last token.
 template <class K>
-inline void TransposeToPanel(const std::byte* k, int64_t stride, int64_t n, int64_t depth, int64_t ahead, float* panel) {
+inline void TransposeToPanel(const std::byte* k, int64_t stride, int64_t n, int64_t depth, int64_t ahead,
+                             float* panel) {
   for (int64_t t = 0; t < n; t += kW) {
     const std::byte* x[kW];
     for (int j = 0; j < kW; ++j) {

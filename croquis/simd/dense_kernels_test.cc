@@ -32,7 +32,8 @@ struct Rows {
   std::vector<double> value;
   int64_t dim, stride;
 
-  Rows(RowType type, int64_t rows, int64_t d, int64_t gap, uint64_t seed) : dim(d), stride(d * RowTypeBytes(type) + gap) {
+  Rows(RowType type, int64_t rows, int64_t d, int64_t gap, uint64_t seed)
+      : dim(d), stride(d * RowTypeBytes(type) + gap) {
     bytes.resize(rows ? size_t((rows - 1) * stride + d * RowTypeBytes(type)) : 0);
     value.resize(size_t(rows * d));
     const Stream random{seed, Purpose("dense.rows")};
@@ -95,7 +96,8 @@ TEST_P(DenseTest, ScoresRows) {
                 size += std::fabs(x);
               }
               ASSERT_NEAR(got, want, kRounding * size)
-                  << "type " << int(type) << " dim " << dim << " tokens " << tokens << " rows " << rows << " at " << r << "," << t;
+                  << "type " << int(type) << " dim " << dim << " tokens " << tokens << " rows " << rows << " at " << r
+                  << "," << t;
             }
         }
 }
@@ -127,7 +129,8 @@ TEST_P(DenseTest, AccumulatesRows) {
                 size += std::fabs(x);
               }
               ASSERT_NEAR(acc[at], before[at] + sum, kRounding * size)
-                  << "type " << int(type) << " dim " << dim << " tokens " << tokens << " rows " << rows << " at " << r << "," << i;
+                  << "type " << int(type) << " dim " << dim << " tokens " << tokens << " rows " << rows << " at " << r
+                  << "," << i;
             }
         }
 }
@@ -142,7 +145,8 @@ TEST_P(DenseTest, LogitsDoNotDependOnTheBlock) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t t = 0; t < tokens; ++t) {
       float one = 0;
-      kernels_.score_rows(RowType::kF16, {q.data() + r * dim, 1, dim}, k.bytes.data() + t * k.stride, k.stride, 1, &one, 1);
+      kernels_.score_rows(RowType::kF16, {q.data() + r * dim, 1, dim}, k.bytes.data() + t * k.stride, k.stride, 1, &one,
+                          1);
       ASSERT_EQ(one, all[size_t(r * tokens + t)]);
     }
 }
@@ -238,7 +242,8 @@ TEST_P(DenseTest, SmallProducts) {
     for (const int64_t n : {1, 8, 15, 16, 40, 64, 100, 128})
       for (const int64_t k : {0, 1, 33, 512}) {
         const int64_t lda = k + 1, ldb = n + 2, ldc = n + 3;
-        const std::vector<float> a = Gaussians(m * lda, 12), b = Gaussians(k * ldb, 13), before = Gaussians(m * ldc, 14);
+        const std::vector<float> a = Gaussians(m * lda, 12), b = Gaussians(k * ldb, 13);
+        const std::vector<float> before = Gaussians(m * ldc, 14);
         std::vector<float> c = before;
         kernels_.small_gemm(a.data(), lda, b.data(), ldb, c.data(), ldc, m, n, k);
         for (int64_t i = 0; i < m; ++i)
