@@ -29,14 +29,20 @@ struct ModelConfig {
   int64_t layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, intermediate = 0, vocab = 0;
   int64_t max_position = 0;
   int64_t sliding_window = 0;  // 0: none
+  std::vector<int64_t> layer_windows;  // window of each layer where layers differ (Qwen); empty: sliding_window for all
   double rms_eps = 1e-5, rope_theta = 10000;
   RopeScaling rope_scaling;
   bool rope_interleaved = false;  // pairs (2i, 2i+1): llama2.c and GGUF's "llama" permutation
-  bool qkv_bias = false, qk_norm = false, tied_embeddings = false;
+  // Biases that the files must have; further ones that are there are used too.
+  bool qkv_bias = false, o_bias = false, mlp_bias = false;
+  bool qk_norm = false, tied_embeddings = false;
+
+  int64_t Window(int64_t layer) const { return layer_windows.empty() ? sliding_window : layer_windows[size_t(layer)]; }
 };
 
 struct LoadOptions {
-  enum class Dtype : uint8_t { kAuto, kF32, kBf16 } dtype = Dtype::kAuto;  // of matrix products; auto: bf16 where the machine has it
+  enum class Dtype : uint8_t { kAuto, kF32, kBf16 } dtype = Dtype::kAuto;  // of matrix products; auto: bf16 where the machine
+                                                                   // has it, but f32 for files that hold f32
   std::string tokenizer;  // path of a tokenizer when the model does not carry one (llama2.c's tok512.bin)
 };
 
