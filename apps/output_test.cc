@@ -81,7 +81,7 @@ TEST(Progress, ShownOnlyWhenWorthIt) {
 }
 
 TEST(Progress, LinesFitTheTerminal) {
-  EXPECT_EQ(ProgressLine("prompt", 1, 2, 3, 40), "prompt [######......]  50 %  3 s left");
+  EXPECT_EQ(ProgressLine("prompt", 1, 2, 3, 40), "prompt [#######.......]  50 %  3 s left");
   for (int width = 1; width < 100; width++) {
     for (int64_t done : {0, 1, 99, 100}) {
       EXPECT_LT(int(ProgressLine("prompt", done, 100, 10, width).size()), std::max(width, 1)) << width;

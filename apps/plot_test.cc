@@ -63,7 +63,7 @@ TEST(Plot, SvgHasMarksForPointsThatCanBeDrawn) {
   EXPECT_NE(two->find("<svg"), std::string::npos);
   EXPECT_NE(two->find("</svg>"), std::string::npos);
   Chart fewer = Example();
-  fewer.series[0].points.pop_back();
+  fewer.series[0].points.erase(fewer.series[0].points.begin() + 1);  // the axes stay as they are
   const auto smaller = Render(fewer, "svg");
   ASSERT_TRUE(smaller);
   EXPECT_LT(smaller->size(), two->size());

@@ -129,7 +129,8 @@ class Bench {
     const int64_t wish = o_.layers > 0 ? o_.layers : (target + one[0] - 1) / one[0];
     const int64_t most = std::max<int64_t>(1, (AvailableMemory() / 10 * 8 - std::min(target, int64_t(1) << 30)) / all);
     layers_ = o_.layers > 0 ? wish : std::min({wish, most, int64_t(64)});
-    probe_bytes_ = std::min(std::max(target, int64_t(64) << 20), int64_t(1) << 30);
+    // As much as f16 reads in a round, so that both meet the same caches.
+    probe_bytes_ = std::clamp(layers_ * f16_layer_bytes_, int64_t(64) << 20, int64_t(1) << 30);
     const auto total = CheckedMul(all, layers_);
     if (!total) return NoMemory("that many layers and tokens exceed any memory");
     return CheckMemory(*total + probe_bytes_, "the caches of the benchmark");
