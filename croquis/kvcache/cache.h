@@ -4,7 +4,7 @@
 //   [0, sinks)                 exact, in the ring's type
 //   [sinks, encoded)           pages of 128 tokens, keys and values by their own codecs
 //   [encoded, length)          the ring: exact, at least `ring` most recent tokens
-// A run of `granularity` tokens (16 or 32, what the codecs of the layer need) is encoded when it leaves the ring. All in
+// A run of tokens (16, or 32 where a codec of the layer needs it) is encoded when it leaves the ring. All in
 // the ring's type: f16, or bf16 / f32 when the key codec is that type.
 #pragma once
 

@@ -1,6 +1,7 @@
 // The mutable state of a cache. Internal to kvcache.
 #pragma once
 
+#include <cstdio>
 #include <memory>
 #include <vector>
 
@@ -61,5 +62,8 @@ struct KvCache::Impl {
   void Truncate(int64_t to);
   void TruncateLayer(int64_t layer, int64_t to);
 };
+
+// The bytes of a snapshot, without pending tokens in the cache; false when the stream does not take them.
+bool WriteSnapshot(FILE* f, KvCache::Impl& impl);
 
 }  // namespace croquis::kvcache

@@ -17,6 +17,9 @@ using codecs::Role;
 
 constexpr int64_t kMaxHeads = 65536;                 // layers times heads
 constexpr int64_t kMaxTokens = int64_t{1} << 31;
+// Tokens that leave the ring together at least, also for codecs that could take them one by one: then every method keeps
+// the same tokens exact, and comparisons between methods compare the codes.
+constexpr int64_t kLeastRun = 16;
 
 Error Range(const char* what, int64_t got, int64_t min, int64_t max) {
   return OutOfRange("cache: " + std::string(what) + " must be " + std::to_string(min) + " to " + std::to_string(max) +
@@ -98,6 +101,7 @@ Result<std::shared_ptr<const Plan>> Plan::Make(const CacheConfig& config) {
   double rows_bytes = 0;
   for (int64_t l = 0; l < config.layers; ++l) {
     LayerPlan& layer = plan->layers.emplace_back();
+    layer.granularity = kLeastRun;
     for (int64_t h = 0; h < config.kv_heads; ++h) {
       const KvPair pair = config.policy.At(l, h);
       HeadPlan& head = layer.heads.emplace_back();

@@ -159,24 +159,6 @@ void WriteLayer(Writer& w, KvCache::Impl& impl, int64_t layer) {
   for (const Unit* unit : state.units) w.Put(unit->data(), lp.unit_bytes);
 }
 
-bool WriteAll(FILE* f, KvCache::Impl& impl) {
-  const std::string description = Describe(*impl.plan);
-  const Sizes sizes = SizesAt(*impl.plan, description, impl.length);
-  Writer w(f);
-  w.Put(kMagic, sizeof kMagic);
-  w.Value(kVersion), w.Value(kByteOrder), w.Value(sizes.total);
-  w.Begin(kConf, 0, sizes.conf);
-  w.Value(uint64_t(impl.length));
-  w.Put(description.data(), description.size());
-  w.End();
-  for (int64_t l = 0; l < impl.plan->config.layers; ++l) {
-    w.Begin(kLayer, uint32_t(l), sizes.layers[size_t(l)]);
-    WriteLayer(w, impl, l);
-    w.End();
-  }
-  return w.ok();
-}
-
 // ---- reading ----
 
 class Source {
@@ -256,11 +238,12 @@ class Reader {
 };
 
 bool ReadCenter(Reader& r, Center& c, bool encoded, const Plan& plan) {
-  c.decided = r.Value<uint8_t>() != 0;
+  const auto decided = r.Value<uint8_t>();
+  c.decided = decided == 1;
   c.pairs = r.Value<uint8_t>();
   r.Get(c.pair.data(), sizeof c.pair);
   r.Get(c.mu.data(), sizeof c.mu);
-  if (c.decided != encoded || c.pairs > plan.config.head_dim / 2 || (c.pairs > 0 && !c.decided)) return false;
+  if (decided != (encoded ? 1 : 0) || c.pairs > plan.config.head_dim / 2 || (c.pairs > 0 && !encoded)) return false;
   for (size_t s = 0; s < c.pairs; ++s) {
     if (c.pair[s] >= plan.config.head_dim / 2 || (s > 0 && c.pair[s] <= c.pair[s - 1])) return false;
     if ((c.mu[2 * s] & 0x7c00) == 0x7c00 || (c.mu[2 * s + 1] & 0x7c00) == 0x7c00) return false;  // NaN or infinite
@@ -372,13 +355,31 @@ std::string FolderOf(const std::string& path) {
 
 }  // namespace
 
+bool WriteSnapshot(FILE* f, KvCache::Impl& impl) {
+  const std::string description = Describe(*impl.plan);
+  const Sizes sizes = SizesAt(*impl.plan, description, impl.length);
+  Writer w(f);
+  w.Put(kMagic, sizeof kMagic);
+  w.Value(kVersion), w.Value(kByteOrder), w.Value(sizes.total);
+  w.Begin(kConf, 0, sizes.conf);
+  w.Value(uint64_t(impl.length));
+  w.Put(description.data(), description.size());
+  w.End();
+  for (int64_t l = 0; l < impl.plan->config.layers; ++l) {
+    w.Begin(kLayer, uint32_t(l), sizes.layers[size_t(l)]);
+    WriteLayer(w, impl, l);
+    w.End();
+  }
+  return w.ok();
+}
+
 Status KvCache::Save(const std::string& path) const {
   if (impl_->Pending()) return Branch()->Save(path);  // a branch holds what is committed
   std::string temporary = path + ".XXXXXX";
   const int fd = mkstemp(temporary.data());
   if (fd < 0) return IoError(SystemError("create", temporary));
   FILE* f = fdopen(fd, "wb");
-  bool ok = f != nullptr && WriteAll(f, *impl_) && std::fflush(f) == 0 && fchmod(fd, 0644) == 0 && fsync(fd) == 0;
+  bool ok = f != nullptr && WriteSnapshot(f, *impl_) && std::fflush(f) == 0 && fchmod(fd, 0644) == 0 && fsync(fd) == 0;
   std::string message = ok ? "" : SystemError("write", temporary);
   if (f != nullptr ? std::fclose(f) != 0 : close(fd) != 0) {
     if (ok) message = SystemError("close", temporary);
