@@ -2,10 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdio>
 #include <cstring>
 #include <limits>
 
 #include "croquis/attention/test_reference.h"
+#include "croquis/simd/target.h"
 
 namespace croquis::attention {
 namespace {
@@ -238,6 +240,47 @@ TEST(Attention, ErrorsAreNamedAndNothingIsAppended) {
   EXPECT_FALSE(attend(q.View(), second));  // twice without Commit
   cache->Rollback();
   EXPECT_TRUE(attend(q.View(), second));
+}
+
+// A restored or branched cache answers with the same bits.
+TEST(Attention, SnapshotsAndBranchesAnswerTheSame) {
+  const Shape shape{.kv_heads = 2, .group = 2, .head_dim = 64};
+  const Sequence sequence{shape, {}};
+  Executor executor(2);
+  const auto config = Config(shape, "k=eden:bits=4,v=eden:bits=3");
+  auto cache = MakeCache(config);
+  ASSERT_TRUE(Fill(*cache, sequence, 777));
+  const std::string path = ::testing::TempDir() + "croquis_attention_snapshot";
+  ASSERT_TRUE(cache->Save(path));
+  auto loaded = KvCache::Load(path, config);
+  std::remove(path.c_str());
+  ASSERT_TRUE(loaded) << loaded.error().message;
+  auto branch = cache->Branch();
+  for (int step = 0; step < 40; ++step) {
+    const auto expected = Attend(executor, *cache, sequence, 1, Options(shape));
+    ExpectSame(expected, Attend(executor, **loaded, sequence, 1, Options(shape)));
+    ExpectSame(expected, Attend(executor, *branch, sequence, 1, Options(shape)));
+    for (KvCache* c : {cache.get(), loaded->get(), branch.get()}) ASSERT_TRUE(Fill(*c, sequence, 3));
+  }
+}
+
+TEST(Attention, EveryTargetMatchesTheReference) {
+  const Shape shape{.kv_heads = 2, .group = 4, .head_dim = 128};
+  const Sequence sequence{shape, {}};
+  Executor executor(2);
+  int reached = 0;
+  for (const simd::Target target : simd::Reachable()) {
+    ASSERT_TRUE(simd::Force(simd::Name(target)));
+    ++reached;
+    for (const char* kv : {"f16", "bf16", "f32", "int8", "q4_0", "eden:bits=4", "eden:bits=3,precision=fine"}) {
+      auto cache = MakeCache(Config(shape, kv));
+      ASSERT_TRUE(Fill(*cache, sequence, 450));
+      const auto got = Attend(executor, *cache, sequence, 5, Options(shape));
+      EXPECT_LT(RelativeError(got, Expected(*cache, sequence, 5, Options(shape))), 4e-4) << kv << " " << simd::Name(target);
+    }
+  }
+  ASSERT_TRUE(simd::Force(""));
+  EXPECT_GE(reached, 1);
 }
 
 }  // namespace
