@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <numbers>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,16 @@ constexpr std::string_view kNames[] = {"gaussian", "heavy-tailed", "sparse", "co
 float StudentT3(const Stream& s, uint64_t i) {
   const float a = s.Gaussian(4 * i + 1), b = s.Gaussian(4 * i + 2), c = s.Gaussian(4 * i + 3);
   return s.Gaussian(4 * i) / std::sqrt((a * a + b * b + c * c) / 3);
+}
+
+// Both halves of Box and Muller: two numbers from two words, where Stream::Gaussian gives one.
+void GaussianRow(const Stream& s, float* row, int64_t n) {
+  for (int64_t i = 0; i < n; i += 2) {
+    const double u = (double(s.U32(uint64_t(i))) + 1) * 0x1p-32, a = double(s.U32(uint64_t(i) + 1)) * 0x1p-32;
+    const double radius = std::sqrt(-2 * std::log(u)), angle = 2 * std::numbers::pi * a;
+    row[i] = float(radius * std::cos(angle));
+    if (i + 1 < n) row[i + 1] = float(radius * std::sin(angle));
+  }
 }
 
 struct Sums {
@@ -116,7 +127,7 @@ void FillRows(Rows kind, uint64_t seed, int64_t first, MatView<float> x) {
     float* row = x.Row(r);
     switch (kind) {
       case Rows::kGaussian:
-        for (int64_t i = 0; i < x.cols; ++i) row[i] = s.Gaussian(uint64_t(i));
+        GaussianRow(s, row, x.cols);
         break;
       case Rows::kHeavyTailed:
         for (int64_t i = 0; i < x.cols; ++i) row[i] = StudentT3(s, uint64_t(i));
