@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <string>
 
 #include "croquis/base/dtype.h"
 #include "croquis/codecs/generic_codec.h"
@@ -203,6 +204,14 @@ Shape ShapeOf(int64_t head_dim, const Spec& spec) {
   return s;
 }
 
+// Rows are padded to a multiple of 32. Zeros in other numbers than 16 would make the 16 of a block depend on each
+// other, and the angles' densities would be wrong.
+Status CheckHeadDim(int64_t head_dim) {
+  if (head_dim > 0 && head_dim % kPolarBlock == 0) return {};
+  return Unsupported("polarquant keeps one radius for 16 numbers, so head_dim must be a multiple of 16; got " +
+                     std::to_string(head_dim) + ". eden, int8 and kivi take other sizes");
+}
+
 // How much of the noise of Gaussian rows is left by Decode, which drops what lies in the padding. Every 16 rotated
 // numbers have independent noise proportional to their variance, and variances differ between blocks when zeros
 // are padded: |P R^T e|^2 / |e|^2 = sum_p v_p w_p / sum_p v_p with v_p the variance of number p and w_p that of its
@@ -238,6 +247,7 @@ double FittedGain(const Shape& s, int level) {
 // What is decoded from a unit vector is a unit vector, and its projection on the original is the product of the
 // levels' mean cosines.
 Result<Contract> ContractOf(int64_t head_dim, Role, const Spec& spec) {
+  CROQUIS_CHECK_OK(CheckHeadDim(head_dim));
   const Shape s = ShapeOf(head_dim, spec);
   CROQUIS_TRY(const transforms::Rotation rotation, transforms::Rotation::Make(head_dim, 1, 0));
   double slope = 1;
@@ -250,6 +260,7 @@ Result<Contract> ContractOf(int64_t head_dim, Role, const Spec& spec) {
 }
 
 Result<std::unique_ptr<const Codec>> MakeCodec(const CodecRequest& request) {
+  CROQUIS_CHECK_OK(CheckHeadDim(request.head_dim));
   CROQUIS_TRY(transforms::Rotation rotation, transforms::Rotation::Make(request.head_dim, 1, request.seed));
   return std::unique_ptr<const Codec>(
       new PolarQuant(request, ShapeOf(request.head_dim, request.spec), std::move(rotation)));
