@@ -1,9 +1,4 @@
 // Dense kernels for AVX-512. The loops are in dense_inl.h; here are the vectors they are written in.
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC bug 105593: the undefined operand inside these intrinsics is reported as a use of an uninitialised variable.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 #include <immintrin.h>
 
 #include "croquis/simd/dense_internal.h"
