@@ -86,7 +86,7 @@ Result<Spec> Complete(const Spec& spec, std::span<const ParamInfo> params) {
   Spec full{spec.name, {}};
   for (const ParamInfo& p : params) full.params.emplace_back(std::string(p.name), std::string(p.def));
   for (const auto& [key, value] : spec.params) {
-    const auto it = std::find_if(params.begin(), params.end(), [&](const ParamInfo& p) { return p.name == key; });
+    const auto it = std::find_if(params.begin(), params.end(), [name = std::string_view(key)](const ParamInfo& p) { return p.name == name; });
     if (it == params.end()) {
       std::string have;
       for (const ParamInfo& p : params) have += (have.empty() ? "" : ", ") + std::string(p.name);
