@@ -55,7 +55,8 @@ Contract TurboQuantProd::ContractOf(int64_t head_dim, const Options& options) {
   const size_t bytes = (options.bits > 1 ? codes.Bytes() : 0) + signs.Bytes();
   const double residual = options.bits > 1 ? LloydMaxRelMse(options.bits - 1, head_dim, options.rounds).raw : 1;
   return {8.0 * double(bytes) / double(kPageTokens * head_dim),
-          residual * SignProjection::RelMse(options.projection, head_dim), true};
+          residual * SignProjection::RelMse(options.projection, head_dim),
+          options.projection == SignProjection::Kind::kGaussian};  // orthogonal: only as far as the rotation is Haar
 }
 
 void TurboQuantProd::QuantizeRow(const float* x, uint8_t* codes, uint8_t* signs, uint16_t scale[2]) const noexcept {
