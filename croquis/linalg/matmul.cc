@@ -58,13 +58,13 @@ bool HasIsa(dnnl::cpu_isa isa) {
 
 struct Key {
   WeightType type;
-  int64_t rows, in, cols, out_stride;
+  int64_t rows, in, cols;
   bool operator==(const Key&) const = default;
 };
 struct KeyHash {
   size_t operator()(const Key& k) const {
     uint64_t h = uint64_t(k.type);
-    for (const int64_t v : {k.rows, k.in, k.cols, k.out_stride}) h = (h ^ uint64_t(v)) * 0x9E3779B97F4A7C15ull;
+    for (const int64_t v : {k.rows, k.in, k.cols}) h = (h ^ uint64_t(v)) * 0x9E3779B97F4A7C15ull;
     return size_t(h ^ (h >> 29));
   }
 };
@@ -144,7 +144,7 @@ struct Multiplier::Impl {
   dnnl::engine engine;
   dnnl::stream stream;
   Buffer x_scratch;                // [rows, in] of one piece, in the weight type, both padded
-  std::vector<Matrix<float>> y_scratch;  // for each worker, for slices that do not fit y
+  std::vector<Matrix<float>> y_scratch;  // for each worker: a slice of y, dense
   std::unordered_map<Key, std::unique_ptr<Plan>, KeyHash> plans;
 };
 
@@ -158,7 +158,8 @@ Result<Plan*> Multiplier::Impl::GetPlan(const Key& key, int workers) {
       const bool f32 = key.type == WeightType::kF32;
       const auto type = f32 ? memory::data_type::f32 : memory::data_type::bf16;
       const memory::desc x({key.rows, key.in}, type, memory::format_tag::ab);
-      const memory::desc y({key.rows, key.cols}, memory::data_type::f32, memory::dims{key.out_stride, 1});
+      // Dense: oneDNN 2.6 falls back to its reference implementation, a thousand times slower, for rows with a stride.
+      const memory::desc y({key.rows, key.cols}, memory::data_type::f32, memory::format_tag::ab);
       const bool plain = f32 && !HasIsa(dnnl::cpu_isa::avx512_core);
       const memory::desc w({key.in, key.cols}, type,
                            plain ? memory::format_tag::ab
@@ -225,28 +226,22 @@ Status Multiplier::Impl::Piece(Executor& executor, const PackedLinear& w, MatVie
   const int64_t tasks = RoundUp(panels, wide) / wide, last_panels = panels - (tasks - 1) * wide;
   const int64_t last_cols = w.out_ - (tasks - 1) * wide * kPanel;  // of y; fewer than the panels hold
   const int64_t slice = wide * kPanel, last_slice = last_panels * kPanel;
-  const bool rows_fit = rows == x.rows;
   const int workers = executor.threads();
-
-  const auto key = [&](int64_t cols, bool direct) {
-    return Key{w.type_, rows, w.padded_in_, cols, direct ? y.stride : kMaxPanels * kPanel};
-  };
-  const bool last_direct = rows_fit && last_cols == last_slice;
   Plan *full = nullptr, *last = nullptr;
   if (tasks > 1) {
-    CROQUIS_TRY(full, GetPlan(key(slice, rows_fit), workers));
+    CROQUIS_TRY(full, GetPlan({w.type_, rows, w.padded_in_, slice}, workers));
   }
-  CROQUIS_TRY(last, GetPlan(key(last_slice, last_direct), workers));
-  while (int(y_scratch.size()) < workers && !(rows_fit && last_direct))
-    y_scratch.emplace_back(kMaxRows, kMaxPanels * kPanel);
+  CROQUIS_TRY(last, GetPlan({w.type_, rows, w.padded_in_, last_slice}, workers));
+  while (int(y_scratch.size()) < workers) y_scratch.emplace_back(kMaxRows, kMaxPanels * kPanel);
   Convert(executor, w, x, rows);
 
   std::atomic<bool> failed{false};
   executor.ParallelFor(tasks, [&](int64_t task, int id) {
     const OneOmpThread one;
-    const bool is_last = task == tasks - 1, direct = is_last ? last_direct : rows_fit;
+    const bool is_last = task == tasks - 1;
     Plan& plan = is_last ? *last : *full;
-    const int64_t column = task * slice, cols = is_last ? last_cols : slice;
+    const int64_t column = task * slice, cols = is_last ? last_cols : slice, stride = is_last ? last_slice : slice;
+    const bool direct = rows == 1 && cols == stride;
     float* out = direct ? y.data + column : y_scratch[size_t(id)].data();
     auto& worker = plan.workers[size_t(id)];
     // No layout here has padding, so setting a handle writes nothing.
@@ -263,7 +258,7 @@ Status Multiplier::Impl::Piece(Executor& executor, const PackedLinear& w, MatVie
     if (direct && bias == nullptr) return;
     for (int64_t r = 0; r < x.rows; ++r) {
       float* to = y.Row(r) + column;
-      const float* from = direct ? to : out + r * kMaxPanels * kPanel;
+      const float* from = direct ? to : out + r * stride;
       if (bias != nullptr) {
         for (int64_t c = 0; c < cols; ++c) to[c] = from[c] + bias[c];
       } else {
@@ -278,6 +273,14 @@ Status Multiplier::Impl::Piece(Executor& executor, const PackedLinear& w, MatVie
 
 Multiplier::Multiplier(int64_t max_in) : impl_(std::make_unique<Impl>(max_in)) {}
 Multiplier::~Multiplier() = default;
+
+std::vector<std::string> Multiplier::Implementations() const {
+  std::vector<std::string> names;
+  for (const auto& [key, plan] : impl_->plans) names.emplace_back(plan->desc.impl_info_str());
+  std::sort(names.begin(), names.end());
+  names.erase(std::unique(names.begin(), names.end()), names.end());
+  return names;
+}
 
 Status Multiplier::Apply(Executor& executor, const PackedLinear& w, MatView<const float> x, MatView<float> y) {
   CROQUIS_DCHECK(x.cols == w.in_ && y.cols == w.out_ && x.rows == y.rows);

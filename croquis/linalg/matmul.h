@@ -66,10 +66,13 @@ class Multiplier {
   ~Multiplier();
 
   // y = x W^T + bias. x: [M, in], y: [M, out], any row strides, not overlapping. With bf16 weights x is rounded to bf16;
-  // sums are f32. Once a shape (M up to rounding, stride of y) has been seen nothing is allocated but what oneDNN's execute
+  // sums are f32. Once a shape (M up to rounding) has been seen nothing is allocated but what oneDNN's execute
   // itself takes and gives back (a map of its arguments).
   // Errors: a primitive that oneDNN cannot make or run (kInternal).
   Status Apply(Executor& executor, const PackedLinear& w, MatView<const float> x, MatView<float> y);
+
+  // oneDNN's names of what ran so far: "brg:avx512_core_amx_bf16".
+  std::vector<std::string> Implementations() const;
 
  private:
   struct Impl;

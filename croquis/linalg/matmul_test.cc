@@ -92,6 +92,25 @@ TEST(Matmul, EqualsTheSum) {
   }
 }
 
+// oneDNN takes any layout and, for those its kernels do not know, quietly runs loops a thousand times slower.
+TEST(Matmul, RunsNoReferenceCode) {
+  Executor executor(1);
+  for (const auto type : {WeightType::kF32, WeightType::kBf16}) {
+    if (type == WeightType::kBf16 && !HasFastBf16()) continue;
+    Multiplier multiplier(704);
+    for (const auto [m, n, k] : kShapes) {
+      const PackedLinear packed(n, k, type);
+      const auto x = Random(m, k, 2);
+      Matrix<float> y(m, n);
+      ASSERT_TRUE(multiplier.Apply(executor, packed, x.View(), y.View()));
+    }
+    for (const std::string& name : multiplier.Implementations()) {
+      EXPECT_EQ(name.rfind("ref", 0), std::string::npos) << name;
+      EXPECT_EQ(name.rfind("gemm:ref", 0), std::string::npos) << name;
+    }
+  }
+}
+
 TEST(Matmul, DoesNotDependOnThreads) {
   for (const auto type : {WeightType::kF32, WeightType::kBf16}) {
     if (type == WeightType::kBf16 && !HasFastBf16()) continue;
