@@ -18,9 +18,10 @@ namespace {
 
 constexpr int64_t kPage = codecs::kPageTokens;
 constexpr int64_t kRows = 64;      // query rows of a task: enough to reuse an expanded page, few enough for the caches
-constexpr int64_t kTasks = 128;    // pieces that a call is cut into when it can be: balance for any number of threads
+constexpr int64_t kTasks = 64;     // pieces that a call is cut into when it can be: balance for many threads
 constexpr int64_t kRunPages = 16;  // least pages of a piece: preparing the query and merging stay below 5 %
 constexpr int64_t kFewTokens = 16;  // chunks below are rounded by the caller: waking workers costs more
+constexpr int64_t kLittleWork = int64_t{1} << 17;  // products of numbers, about 10 us: not worth waking workers either
 
 constexpr size_t Round64(size_t n) { return (n + 63) / 64 * 64; }
 
@@ -82,9 +83,12 @@ class Call {
       for (int64_t h = 0; h < cut_.kv_heads; ++h) round(h, 0);
     else
       executor.ParallelFor(cut_.kv_heads, round);
-    executor.ParallelFor(cut_.tasks(), [&](int64_t task, int worker) {
-      Task(task, workers + size_t(worker) * worker_bytes_);
-    });
+    const auto work = [&](int64_t task, int worker) { Task(task, workers + size_t(worker) * worker_bytes_); };
+    const int64_t keys = std::min(heads_[0].length, cut_.pages * kPage - cut_.first_page * kPage + 256) + cut_.tokens;
+    if (keys * cut_.tokens * cut_.group * cut_.kv_heads * cut_.head_dim < kLittleWork)
+      for (int64_t task = 0; task < cut_.tasks(); ++task) work(task, 0);
+    else
+      executor.ParallelFor(cut_.tasks(), work);
   }
 
  private:

@@ -45,9 +45,8 @@ CenterScore::CenterScore(const kvcache::HeadView& head, MatView<const float> q, 
     const int64_t pair = center.pair[size_t(s)];
     std::memcpy(table_ + s * kPage, rope.Cos(pair), kPage * 4);
     std::memcpy(table_ + (turning_ + s) * kPage, rope.MinusSin(pair), kPage * 4);
-    const double w = rope.Frequency(pair);
-    phase_[s] = std::polar(1.0, w * double(head.sinks + kPage * first_page));
-    step_[s] = std::polar(1.0, w * double(kPage));
+    phase_[s] = std::polar(1.0, rope.Frequency(pair) * double(head.sinks + kPage * first_page));
+    step_[s] = rope.Step(pair);
   }
   if (constant) std::fill_n(table_ + 2 * turning_ * kPage, kPage, 1.f);
   for (int64_t r = 0; r < rows_; ++r) {

@@ -15,16 +15,18 @@ RopeTable::RopeTable(const RopeInfo& rope, int64_t head_dim)
       interleaved_(rope.interleaved),
       frequency_(rope.inv_freq),
       rows_(2 * int64_t(rope.inv_freq.size()), kPage) {
-  for (int64_t i = 0; i < turning(); ++i)
+  for (int64_t i = 0; i < turning(); ++i) {
     for (int64_t delta = 0; delta < kPage; ++delta) {
       const double angle = frequency_[size_t(i)] * double(delta);
       rows_.Row(2 * i)[delta] = float(std::cos(angle));
       rows_.Row(2 * i + 1)[delta] = float(-std::sin(angle));
     }
+    step_.push_back(std::polar(1.0, frequency_[size_t(i)] * double(kPage)));
+  }
 }
 
 int64_t RopeTable::Bytes(const RopeInfo& rope, int64_t) {
-  return int64_t(rope.inv_freq.size()) * (2 * kPage * int64_t(sizeof(float)) + int64_t(sizeof(double)));
+  return int64_t(rope.inv_freq.size()) * (2 * kPage * int64_t(sizeof(float)) + 3 * int64_t(sizeof(double)));
 }
 
 int64_t Center::Turning(const RopeTable& table) const {

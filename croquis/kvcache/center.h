@@ -6,6 +6,7 @@
 #pragma once
 
 #include <array>
+#include <complex>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -35,6 +36,8 @@ class RopeTable {
   // cos(w delta) and -sin(w delta) for delta in [0, 128), of a turning pair.
   const float* Cos(int64_t pair) const { return rows_.Row(2 * pair); }
   const float* MinusSin(int64_t pair) const { return rows_.Row(2 * pair + 1); }
+  // e^{i 128 w}: from one page to the next.
+  std::complex<double> Step(int64_t pair) const { return step_[size_t(pair)]; }
   // Bytes of the table for a head of `head_dim` under `rope`.
   static int64_t Bytes(const RopeInfo& rope, int64_t head_dim);
 
@@ -42,6 +45,7 @@ class RopeTable {
   int64_t pairs_;
   bool interleaved_;
   std::vector<double> frequency_;
+  std::vector<std::complex<double>> step_;
   Matrix<float> rows_;
 };
 

@@ -112,14 +112,11 @@ Result<std::shared_ptr<const Plan>> Plan::Make(const CacheConfig& config) {
       layer.unit_key_bytes += head.key->PageBytes();
       plan->centering = plan->centering || head.key->GetCenter() != codecs::Center::kNone;
     }
-    // All keys of a unit, then all values.
+    // A head's value page follows its key page: what dense kernels prefetch past the end of one is the other's start.
     for (HeadPlan& head : layer.heads) {
       head.key_offset = layer.unit_bytes;
-      layer.unit_bytes += head.key->PageBytes();
-    }
-    for (HeadPlan& head : layer.heads) {
-      head.value_offset = layer.unit_bytes;
-      layer.unit_bytes += head.value->PageBytes();
+      head.value_offset = head.key_offset + head.key->PageBytes();
+      layer.unit_bytes = head.value_offset + head.value->PageBytes();
     }
     layer.slots = std::min(config.ring + layer.granularity, config.capacity);
     for (HeadPlan& head : layer.heads) {
