@@ -8,10 +8,6 @@
 #include "croquis/codecs/codec.h"
 #include "croquis/simd/target.h"
 
-#ifndef CROQUIS_MODELS_DIR
-#define CROQUIS_MODELS_DIR ""
-#endif
-
 namespace croquis::apps {
 namespace fs = std::filesystem;
 namespace {
@@ -48,7 +44,6 @@ void AddCommon(CLI::App& command, Common& common) {
       ->check(CLI::Range(1, 1024));
   command.add_option("--simd", common.simd, "Instruction set: scalar, avx2, avxvnni, avx512 or amx (default: the best)");
   command.add_flag("--json", common.json, "Print one JSON object {machine, commit, threads, rows} instead of text");
-  command.footer(command.get_footer());
 }
 
 Result<std::unique_ptr<Executor>> Start(const Common& common) {

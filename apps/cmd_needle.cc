@@ -140,7 +140,7 @@ void AddNeedle(CLI::App& app, Action* action) {
   c->add_option("--kv", o->cache.kv, "A cache to try; may be given several times (default: f16 and eden:bits=4)")->take_all()->expected(1);
   AddSinksAndRing(*c, o->cache);
   c->add_option("--lengths", o->needle.lengths, "Tokens of prompt and answer, comma-separated (default: 512, 1024, ... up to the model's range)")
-      ->delimiter(',')->check(CLI::Range(64, 1 << 24));
+      ->delimiter(',')->check(CLI::Range(1, 1 << 24));
   c->add_option("--depths", o->needle.depths, "Places of the fact, 0 (start) to 1 (end), comma-separated")->delimiter(',')->check(CLI::Range(0.0, 1.0))->capture_default_str();
   c->add_option("--trials", o->needle.trials, "Facts for each depth and length")->check(CLI::Range(1, 1000))->capture_default_str();
   c->add_option("--haystack", o->haystack, "Text to hide the fact in (default: the bundled one)");

@@ -7,6 +7,7 @@
 #include "apps/generate.h"
 #include "apps/progress.h"
 #include "croquis/base/memory.h"
+#include "croquis/eval/forward.h"
 #include "croquis/eval/text.h"
 
 namespace croquis::apps {
@@ -123,7 +124,13 @@ Status Run(const RunOptions& o) {
     if (stream) std::cout << piece << std::flush;
   };
   CROQUIS_TRY(const Generated g, Generate(*executor, *model, *cache, prompt, generate, on_text, WantProgress() && stream));
-  if (!o.save.empty()) CROQUIS_CHECK_OK(cache->Save(o.save));
+  if (!o.save.empty()) {
+    // The last token was shown but not yet read: what is saved must hold all of the text.
+    if (!g.tokens.empty() && std::string_view(g.stop) != "stop token") {
+      CROQUIS_CHECK_OK(eval::Forward(*executor, *model, std::span(&g.tokens.back(), 1), *cache, {}, 1));
+    }
+    CROQUIS_CHECK_OK(cache->Save(o.save));
+  }
   const kvcache::Report report = cache->GetReport();
   const Json row = Figures(o, *model, g, prompt_tokens, report);
   if (o.common.json) {
@@ -133,6 +140,7 @@ Status Run(const RunOptions& o) {
   } else {
     PrintFigures(row, report);
   }
+  if (Interrupted()) return InterruptedError();
   return {};
 }
 

@@ -1,0 +1,327 @@
+// The program itself, run as users run it, with the bundled model.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+extern char** environ;
+
+namespace croquis::apps {
+namespace {
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+struct Outcome {
+  int code = -1;
+  std::string out, err;
+  json Json() const { return json::parse(out, nullptr, false); }
+};
+
+// Runs the program. `on_start`: called with the process once it has written something.
+Outcome Croquis(const std::vector<std::string>& args, void (*on_output)(pid_t) = nullptr) {
+  int out[2], err[2];
+  if (::pipe2(out, O_CLOEXEC) != 0 || ::pipe2(err, O_CLOEXEC) != 0) return {};
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, out[1], 1);
+  posix_spawn_file_actions_adddup2(&actions, err[1], 2);
+  posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+  std::vector<std::string> words = {CROQUIS_BINARY};
+  words.insert(words.end(), args.begin(), args.end());
+  std::vector<char*> argv;
+  for (std::string& w : words) argv.push_back(w.data());
+  argv.push_back(nullptr);
+  pid_t pid = 0;
+  Outcome result;
+  if (::posix_spawn(&pid, CROQUIS_BINARY, &actions, nullptr, argv.data(), environ) != 0) return result;
+  ::close(out[1]);
+  ::close(err[1]);
+  posix_spawn_file_actions_destroy(&actions);
+  pollfd fds[2] = {{out[0], POLLIN, 0}, {err[0], POLLIN, 0}};
+  for (int open = 2; open > 0;) {
+    if (::poll(fds, 2, 240'000) <= 0) {
+      ::kill(pid, SIGKILL);
+      break;
+    }
+    for (int i = 0; i < 2; i++) {
+      if (fds[i].fd < 0 || fds[i].revents == 0) continue;
+      char block[4096];
+      const ssize_t n = ::read(fds[i].fd, block, sizeof(block));
+      if (n <= 0) {
+        ::close(fds[i].fd);
+        fds[i].fd = -1;
+        open--;
+        continue;
+      }
+      (i == 0 ? result.out : result.err).append(block, size_t(n));
+      if (i == 0 && on_output != nullptr) {
+        on_output(pid);
+        on_output = nullptr;
+      }
+    }
+  }
+  int status = 0;
+  ::waitpid(pid, &status, 0);
+  result.code = WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+  return result;
+}
+
+class EndToEnd : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::temp_directory_path() / ("croquis_cli_test." + std::to_string(::getpid()));
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+  std::string Path(const std::string& name) const { return (folder_ / name).string(); }
+  std::string Write(const std::string& name, const std::string& bytes) const {
+    std::ofstream(Path(name), std::ios::binary) << bytes;
+    return Path(name);
+  }
+  static std::string Read(const std::string& path) {
+    std::stringstream s;
+    s << std::ifstream(path, std::ios::binary).rdbuf();
+    return s.str();
+  }
+  fs::path folder_;
+  const std::string model_ = CROQUIS_SOURCE_DIR "/models/croquis-4m";
+  const std::string book_ = CROQUIS_SOURCE_DIR "/models/texts/frankenstein.txt";
+};
+
+void ExpectColumns(const json& o, std::initializer_list<const char*> columns) {
+  ASSERT_TRUE(o.is_object());
+  for (const char* key : {"machine", "commit", "threads", "rows"}) EXPECT_TRUE(o.contains(key)) << key;
+  ASSERT_FALSE(o["rows"].empty());
+  for (const json& row : o["rows"]) {
+    for (const char* c : columns) {
+      EXPECT_TRUE(row.contains(c)) << c;
+    }
+  }
+}
+
+TEST_F(EndToEnd, RunPrintsTextAndFigures) {
+  const Outcome plain = Croquis({"run", "-p", "It was a dark night", "-n", "12"});
+  ASSERT_EQ(plain.code, 0) << plain.err;
+  EXPECT_EQ(plain.err, "");  // no progress bar in a pipe
+  for (const char* part : {"speed", "cache", "bits", "kernel"}) EXPECT_NE(plain.out.find(part), std::string::npos) << part;
+
+  const Outcome one = Croquis({"run", "-p", "It was a dark night", "-n", "12", "--json", "--threads", "1"});
+  const Outcome two = Croquis({"run", "-p", "It was a dark night", "-n", "12", "--json", "--threads", "2"});
+  ASSERT_EQ(one.code, 0) << one.err;
+  ExpectColumns(one.Json(), {"kv", "prompt_tokens_per_s", "decode_tokens_per_s", "cache_bytes", "cache_bytes_f16",
+                             "bits_per_number", "kernels"});
+  const json row = one.Json()["rows"][0];
+  EXPECT_EQ(row["generated_tokens"], 12);
+  EXPECT_EQ(row["text"], two.Json()["rows"][0]["text"]);  // threads never change a result
+  EXPECT_EQ(plain.out.rfind(row["text"].get<std::string>(), 0), 0u);
+  const Outcome quiet = Croquis({"run", model_, "-p", "It was a dark night", "-n", "12", "-q"});
+  EXPECT_EQ(quiet.out, row["text"].get<std::string>() + "\n");
+}
+
+TEST_F(EndToEnd, RunSamplesWithASeed) {
+  const std::vector<std::string> args = {"run", "-p", "The old man", "-n", "16", "-q", "--temp", "1", "--top-k", "50"};
+  const auto with = [&](const char* seed) {
+    auto a = args;
+    a.insert(a.end(), {"--seed", seed});
+    return Croquis(a).out;
+  };
+  EXPECT_EQ(with("1"), with("1"));
+  EXPECT_NE(with("1"), with("2"));  // 16 tokens of 50 choices each
+}
+
+TEST_F(EndToEnd, CachesAreSavedAndRestored) {
+  const std::string cache = Path("cache.bin");
+  const std::vector<std::string> base = {"run", "-p", "It was a dark night", "-n", "6", "--kv", "eden:bits=3"};
+  auto save = base;
+  save.insert(save.end(), {"--save-cache", cache, "--json"});
+  const Outcome saved = Croquis(save);
+  ASSERT_EQ(saved.code, 0) << saved.err;
+  const Outcome more = Croquis({"run", "-p", "and then", "-n", "4", "--kv", "eden:bits=3", "--load-cache", cache, "--json"});
+  ASSERT_EQ(more.code, 0) << more.err;
+  const json a = saved.Json()["rows"][0], b = more.Json()["rows"][0];
+  EXPECT_EQ(b["tokens"].get<int>(), a["prompt_tokens"].get<int>() + 6 + b["prompt_tokens"].get<int>() + 3);
+  // Another method, and a damaged file, are refused; the file that was there is not touched by a failed save.
+  EXPECT_EQ(Croquis({"run", "-p", "x", "--kv", "f16", "--load-cache", cache}).code / 4, 0);  // 2 or 3
+  const std::string bytes = Read(cache);
+  const std::string cut = Write("cut.bin", bytes.substr(0, bytes.size() / 2));
+  const Outcome damaged = Croquis({"run", "-p", "x", "--kv", "eden:bits=3", "--load-cache", cut});
+  EXPECT_EQ(damaged.code, 3) << damaged.err;
+  EXPECT_EQ(Croquis({"run", "-p", "x", "-n", "2", "--save-cache", Path("none/cache.bin")}).code, 3);
+  EXPECT_EQ(Read(cache), bytes);
+}
+
+TEST_F(EndToEnd, LongPromptsNeedAContext) {
+  std::string text;
+  for (int i = 0; i < 2100; i++) text += "word ";
+  const std::string file = Write("long.txt", text);
+  const Outcome refused = Croquis({"run", "-f", file, "-n", "2"});
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_NE(refused.err.find("--ctx"), std::string::npos) << refused.err;
+  const Outcome allowed = Croquis({"run", "-f", file, "-n", "2", "--ctx", "4000", "--json"});
+  EXPECT_EQ(allowed.code, 0) << allowed.err;
+  EXPECT_NE(allowed.err.find("note"), std::string::npos);
+  EXPECT_GT(allowed.Json()["rows"][0]["prompt_tokens"], 2048);
+}
+
+TEST_F(EndToEnd, EvalComparesCaches) {
+  const std::string plot = Path("quality.png");
+  const Outcome r = Croquis({"eval", model_, book_, "--kv", "eden:bits=4", "--kv", "eden:bits=2", "--kv", "f16", "--ctx", "192",
+                             "--windows", "1", "--sinks", "0", "--ring", "16", "--chunk", "16", "--json", "--plot", plot});
+  ASSERT_EQ(r.code, 0) << r.err;
+  ExpectColumns(r.Json(), {"kv", "bits_per_number", "ppl", "kl_mean", "kl_median", "kl_p99", "kl_p999", "same_top",
+                           "kl_mean_decode"});
+  const json rows = r.Json()["rows"];
+  ASSERT_EQ(rows.size(), 3u);
+  EXPECT_EQ(rows[2]["kl_mean"], 0);  // f16 against itself
+  EXPECT_EQ(rows[2]["kl_mean_decode"], 0);
+  EXPECT_EQ(rows[2]["same_top"], 1);
+  for (const char* kl : {"kl_mean", "kl_mean_decode"}) {
+    EXPECT_GT(rows[0][kl], 0) << kl;
+    EXPECT_LT(rows[0][kl].get<double>() * 3, rows[1][kl].get<double>()) << kl;  // two bits cost about 14 times
+  }
+  EXPECT_NEAR(rows[0]["bits_per_number"], 4.25, 1e-9);  // head size 64: 16 bits of scale for 64 numbers
+  EXPECT_EQ(rows[0]["positions"], 191);
+  EXPECT_LT(rows[2]["ppl"], 1000);  // an untrained model has 4,096
+  EXPECT_EQ(Read(plot).substr(1, 3), "PNG");
+}
+
+TEST_F(EndToEnd, NeedleFillsItsGrid) {
+  const std::string plot = Path("needle.svg");
+  const Outcome r = Croquis({"needle", "--kv", "f16", "--kv", "eden:bits=3", "--lengths", "160,256", "--depths", "0,1", "--trials", "1",
+                             "--ring", "16", "--json", "--plot", plot});
+  ASSERT_EQ(r.code, 0) << r.err;
+  ExpectColumns(r.Json(), {"kv", "depth", "length", "accuracy", "token_accuracy", "log_prob"});
+  EXPECT_EQ(r.Json()["rows"].size(), 8u);
+  for (const json& row : r.Json()["rows"]) {
+    EXPECT_GE(row["accuracy"], 0);
+    EXPECT_LE(row["accuracy"], 1);
+    EXPECT_LT(row["log_prob"], 0);
+  }
+  EXPECT_NE(Read(plot).find("<svg"), std::string::npos);
+}
+
+TEST_F(EndToEnd, BenchmarksPrintTheirColumns) {
+  const Outcome a = Croquis({"bench", "attention", "--n", "600", "--heads", "4", "--kv-heads", "2", "--head-dim", "64", "--layers", "1",
+                             "--reps", "2", "--center-pairs", "4", "--kv", "eden:bits=4", "--json"});
+  ASSERT_EQ(a.code, 0) << a.err;
+  ExpectColumns(a.Json(), {"kv", "bits_per_number", "bytes", "ms", "gb_per_s", "ratio_to_f16", "rel_error"});
+  ASSERT_EQ(a.Json()["rows"].size(), 4u);  // f16, eden, and the two of centring
+  const Outcome e = Croquis({"bench", "encode", "--kv", "eden:bits=3", "--reps", "2", "--json"});
+  ASSERT_EQ(e.code, 0) << e.err;
+  ExpectColumns(e.Json(), {"codec", "role", "ns", "bits_per_number"});
+  const Outcome d = Croquis({"bench", "decode", "--n", "300", "--steps", "2", "--kv", "eden:bits=4", "--json"});
+  ASSERT_EQ(d.code, 0) << d.err;
+  ExpectColumns(d.Json(), {"kv", "ms", "decode_tokens_per_s", "ratio_to_f16", "cache_bytes"});
+}
+
+TEST_F(EndToEnd, CodecsListsAndMeasures) {
+  const Outcome list = Croquis({"codecs", "--list", "--json"});
+  ASSERT_EQ(list.code, 0) << list.err;
+  ExpectColumns(list.Json(), {"codec", "summary", "params"});
+  EXPECT_GE(list.Json()["rows"].size(), 10u);
+  const Outcome r = Croquis({"codecs", "eden:bits=3", "q4_0", "--rows", "1280", "--json"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  ExpectColumns(r.Json(), {"codec", "bits_per_number", "rel_mse", "slope", "slope_error"});
+  EXPECT_NEAR(r.Json()["rows"][0]["rel_mse"], .0348, .0348 * .05);  // 1,280 rows: a sampling error of about 1 %
+  EXPECT_NEAR(r.Json()["rows"][0]["bits_per_number"], 3.125, 1e-12);
+}
+
+TEST_F(EndToEnd, DemoFitsAScreen) {
+  const Outcome r = Croquis({"demo", "--context", "400", "-n", "12"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_NE(r.out.find("times f16"), std::string::npos);
+  EXPECT_LE(std::count(r.out.begin(), r.out.end(), '\n'), 45);
+}
+
+TEST_F(EndToEnd, ErrorsSayWhatToDoAndHaveTheirCodes) {
+  const std::string broken = Path("broken");
+  fs::create_directories(broken);
+  for (const char* name : {"config.json", "tokenizer.model"}) fs::copy_file(model_ + "/" + name, broken + "/" + name);
+  std::ofstream(broken + "/model.safetensors", std::ios::binary) << Read(model_ + "/model.safetensors").substr(0, 100000);
+  const std::string packed = Write("books.txt", std::string("\xFD" "7zXZ\0abc", 9));
+  struct Case {
+    std::vector<std::string> args;
+    int code;
+    const char* says;
+  };
+  const std::vector<Case> cases = {
+      {{}, 2, "--help"},
+      {{"fly"}, 2, "--help"},
+      {{"run"}, 2, "-p"},
+      {{"run", "-p", "x", "-f", "y"}, 2, "not both"},
+      {{"run", "-f", Path("none.txt")}, 3, "none.txt"},
+      {{"run", "-p", "x", "--kv", "nothing:bits=4"}, 2, "eden"},  // lists what there is
+      {{"run", "-p", "x", "--kv", "eden:bits=9"}, 2, "bits"},
+      {{"run", "-p", "x", "--kv", "k=eden:bits=4"}, 2, "v="},
+      {{"run", "-p", "x", "--kv-layers", "9-1=f16"}, 2, "9-1"},
+      {{"run", "-p", "x", "--ring", "-1"}, 2, "ring"},
+      {{"run", "-p", "x", "-n", "0"}, 2, "-n"},
+      {{"run", "-p", "x", "--temp", "-1"}, 2, "temperature"},
+      {{"run", "-p", "x", "--top-p", "7"}, 2, "top"},
+      {{"run", "-p", "x", "--simd", "mmx"}, 2, "avx2"},
+      {{"run", "-p", "x", "--threads", "0"}, 2, "threads"},
+      {{"run", Path("none"), "-p", "x"}, 3, "none"},
+      {{"run", broken, "-p", "x"}, 3, "safetensors"},
+      {{"eval", model_}, 2, "TEXT"},
+      {{"eval", model_, packed}, 4, "tar xJf"},
+      {{"eval", model_, book_, "--ctx", "128", "--windows", "1", "--plot", Path("x.pdf")}, 2, ".svg"},
+      {{"eval", model_, book_, "--ctx", "128", "--windows", "1", "--plot", Path("none/x.svg")}, 3, "x.svg"},
+      {{"eval", model_, Write("short.txt", "too short"), "--ctx", "128"}, 2, "fewer"},
+      {{"needle", "--lengths", "40"}, 2, "128"},
+      {{"bench", "attention", "--heads", "3", "--kv-heads", "2", "--n", "64"}, 2, "multiple"},
+      {{"bench", "attention", "--n", "268435456", "--layers", "9"}, 5, "GiB"},
+      {{"bench", "attention", "--layers", "many"}, 2, "auto"},
+      {{"codecs", "nothing"}, 2, "eden"},
+      {{"codecs", "eden", "--rows-kind", "odd"}, 2, "gaussian"},
+  };
+  for (const Case& c : cases) {
+    const Outcome r = Croquis(c.args);
+    std::string line;
+    for (const std::string& a : c.args) line += a + " ";
+    EXPECT_EQ(r.code, c.code) << line << "\n" << r.err;
+    EXPECT_NE(r.err.find(c.says), std::string::npos) << line << "\n" << r.err;
+    EXPECT_EQ(r.err.rfind("croquis: ", 0), 0u) << line << "\n" << r.err;
+    EXPECT_EQ(r.out, "") << line;
+  }
+}
+
+TEST_F(EndToEnd, HelpHasExamples) {
+  for (const std::vector<std::string>& args : std::vector<std::vector<std::string>>{
+           {"--help"}, {"run", "--help"}, {"eval", "--help"}, {"needle", "--help"}, {"bench", "--help"}, {"bench", "attention", "--help"},
+           {"bench", "encode", "--help"}, {"bench", "decode", "--help"}, {"codecs", "--help"}, {"demo", "--help"}}) {
+    const Outcome r = Croquis(args);
+    EXPECT_EQ(r.code, 0) << args[0];
+    EXPECT_NE(r.out.find("Example"), std::string::npos) << args[0];
+    EXPECT_NE(r.out.find("Exit codes"), std::string::npos) << args[0];
+    EXPECT_EQ(r.err, "");
+  }
+  EXPECT_EQ(Croquis({"--version"}).out.rfind("croquis ", 0), 0u);
+}
+
+TEST_F(EndToEnd, AForcedInstructionSetIsTheOneInUse) {
+  const Outcome r = Croquis({"run", "-p", "x", "-n", "2", "--simd", "scalar", "--json"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(r.Json()["machine"]["simd"], "scalar");
+}
+
+TEST_F(EndToEnd, AnInterruptEndsWithTheFigures) {
+  const Outcome r = Croquis({"run", "-p", "It was", "-n", "1900", "--ignore-stop"}, [](pid_t pid) { ::kill(pid, SIGINT); });
+  EXPECT_EQ(r.code, 130) << r.err;
+  EXPECT_NE(r.out.find("speed"), std::string::npos);
+  EXPECT_EQ(r.err, "croquis: interrupted\n");
+}
+
+}  // namespace
+}  // namespace croquis::apps
