@@ -91,26 +91,22 @@ void DecodePageReference(const PageLayout& layout, const Levels& levels, bool va
 }
 
 const PageKernels& Pages(Target target) {
+#if defined(__x86_64__)
   switch (target) {
     case Target::kAmx:
-#if defined(CROQUIS_HAS_PAGES_AMX)
       return PagesAmx();
-#endif
     case Target::kAvx512:
-#if defined(CROQUIS_HAS_PAGES_AVX512)
       return PagesAvx512();
-#endif
     case Target::kAvxVnni:
-#if defined(CROQUIS_HAS_PAGES_AVXVNNI)
       return PagesAvxVnni();
-#endif
     case Target::kAvx2:
-#if defined(CROQUIS_HAS_PAGES_AVX2)
       return PagesAvx2();
-#endif
     case Target::kScalar:
       break;
   }
+#else
+  static_cast<void>(target);  // only the scalar target is reachable
+#endif
   return PagesScalar();
 }
 

@@ -74,10 +74,11 @@ struct Levels {
 enum class Precision : uint8_t { kFast, kFine };
 
 // All of a target's page kernels. Pointers are never null: a target without a form of its own holds the
-// next lower target's, and `name` says what runs, e.g. "avx512-vnni". Rows = query rows that share one kv head
-// (any number >= 1; kernels split it into groups that fit their registers).
-// Pages, queries and scratch are 64-byte aligned. `next` (may be null) points at `next_bytes` bytes the caller will
-// read next; kernels prefetch them while they work. Nothing here can fail.
+// next lower target's, and `name` says what runs, e.g. "avx512-vnni". All targets agree bit for bit in every entry
+// (NaN aside). Levels c - 128 or int8(c) at 8 bits need no look-up and are fastest. Rows = query rows that share one kv
+// head (any number >= 1; kernels split it into groups that fit their registers). Pages, queries and scratch are 64-byte
+// aligned. `next` (may be null) points at `next_bytes` bytes the caller will read next; kernels prefetch them while
+// they work. Nothing here can fail.
 struct PageKernels {
   std::string_view name;
   Target target;
@@ -93,8 +94,8 @@ struct PageKernels {
   void (*score)(const PageLayout&, const Levels&, Precision, const std::byte* page, const std::byte* query,
                 int64_t rows, const std::byte* next, size_t next_bytes, float* logits, std::byte* scratch);
 
-  // acc[row][i] += p_scale[row] * sum_t p[row * 128 + t] * x[t][i]; p in [0, 1] with 0 at unused slots; acc: [rows, dim] f32.
-  // The step is applied here, so acc is complete except for the inverse rotation.
+  // acc[row][i] += p_scale[row] * sum_t p[row * 128 + t] * x[t][i]; p in [0, 1] with 0 at unused slots; acc: [rows,
+  // dim] f32. The step is applied here, so acc is complete except for the inverse rotation.
   void (*accumulate)(const PageLayout&, const Levels&, Precision, const std::byte* page, const float* p,
                      const float* p_scale, int64_t rows, const std::byte* next, size_t next_bytes, MatView<float> acc,
                      std::byte* scratch);
@@ -116,7 +117,7 @@ struct PageKernels {
   void (*f32_to_bf16)(const float* x, int64_t n, uint16_t* y);
 };
 
-// Kernels of the active target, and of a given reachable one.
+// Kernels of the active target, and of a given one, which must be among Reachable() (that also asks for the tiles).
 const PageKernels& Pages();
 const PageKernels& Pages(Target target);
 

@@ -9,7 +9,8 @@ namespace croquis::simd::avx512 {
 inline constexpr int kMaxGroup = 8;  // rows that one pass over the codes serves
 
 // Keys. A prepared group of G rows: int32 q[dim/4][1 or 2][G] (four dims a word; high bytes, then low ones when fine),
-// off[runs][G] = -128 * sum of the run's integers (undoes the unsigned levels), f32 s[G], then f32 m[runs][G] with mins.
+// off[runs][G] = -128 * sum of the run's integers (undoes the unsigned levels), f32 s[G], then f32 m[runs][G] with
+// mins.
 struct ScoreArgs {
   const uint16_t* scales;
   const uint8_t* codes;
@@ -59,12 +60,14 @@ size_t ScratchBytes(const PageLayout&, const Levels&, Precision, int64_t rows);
 void Prepare(const PageLayout&, const Levels&, Precision, MatView<const float> q, float scale, std::byte* query);
 void Score(const PageLayout&, const Levels&, Precision, const std::byte* page, const std::byte* query, int64_t rows,
            const std::byte* next, size_t next_bytes, float* logits, std::byte* scratch);
-void Accumulate(const PageLayout&, const Levels&, Precision, const std::byte* page, const float* p, const float* p_scale,
-                int64_t rows, const std::byte* next, size_t next_bytes, MatView<float> acc, std::byte* scratch);
+void Accumulate(const PageLayout&, const Levels&, Precision, const std::byte* page, const float* p,
+                const float* p_scale, int64_t rows, const std::byte* next, size_t next_bytes, MatView<float> acc,
+                std::byte* scratch);
 void PackKeys(const PageLayout&, const uint8_t* codes, int64_t block, std::byte* page);
 void PackValues(const PageLayout&, const uint8_t* codes, int64_t block, std::byte* page);
 void Fwht(float* x, int64_t n);
-float Nearest(const float* z, int64_t n, const float* thresholds, int64_t n_thresholds, const float* value, uint8_t* codes);
+float Nearest(const float* z, int64_t n, const float* thresholds, int64_t n_thresholds, const float* value,
+              uint8_t* codes);
 void F16ToF32(const uint16_t* x, int64_t n, float* y);
 void F32ToF16(const float* x, int64_t n, uint16_t* y);
 void Bf16ToF32(const uint16_t* x, int64_t n, float* y);

@@ -22,9 +22,10 @@ struct Tables {
 };
 
 inline __m512i Iota8() {
-  alignas(64) static constexpr uint8_t kIota[64] = {
-      0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
-      32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+  alignas(64) static constexpr uint8_t kIota[64] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                                    16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
+                                                    32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47,
+                                                    48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
   return _mm512_load_si512(kIota);
 }
 
@@ -87,7 +88,7 @@ inline __m512i Unit(const uint8_t* p, const Tables& t) {
     const __m512i low = _mm512_srli_epi16(line(k == 6 ? 0 : 2), 6), high = Shift<2 - k>(line(1));
     return _mm512_permutexvar_epi8(Select(_mm512_set1_epi8(3), low, high), t.t[0]);
   } else if constexpr (F <= 7) {
-    const __m512i low = Shift<k % 2 ? -4 : 0>(line(k / 2)), m15 = _mm512_set1_epi8(15);
+    const __m512i low = Shift < k % 2 ? -4 : 0 > (line(k / 2)), m15 = _mm512_set1_epi8(15);
     if constexpr (F == 4) return _mm512_permutexvar_epi8(low, t.t[0]);
     if constexpr (F == 5) return _mm512_permutexvar_epi8(Select(m15, low, Shift<4 - k>(line(4))), t.t[0]);
     const __m512i six = Select(m15, low, Shift<4 - 2 * (k % 4)>(line(4 + k / 4)));

@@ -38,8 +38,10 @@ void StoreNibbleLines(const __m512i* u, uint8_t* lines) {
 // Eight units of byte codes to the lines of their atom.
 void StoreAtom(const __m512i* u, int bits, uint8_t* out) {
   switch (bits) {
-    case 1: return StoreBitLine(u, 0, out);
-    case 2: return StorePairLines(u, 0, out);
+    case 1:
+      return StoreBitLine(u, 0, out);
+    case 2:
+      return StorePairLines(u, 0, out);
     case 3: {
       const __m512i m3 = _mm512_set1_epi8(3), m4 = _mm512_set1_epi8(4);
       const auto two = [u](int k) { return Or(u[k], _mm512_slli_epi16(u[k + 1], 3)); };
@@ -75,7 +77,9 @@ void FwhtRegisters(float* p) {
   __m512 x[R];
   CROQUIS_UNROLL for (int i = 0; i < R; ++i) {
     const __m512 one = _mm512_set1_ps(1.f);
-    const auto signs = [one](__mmask16 negative) { return _mm512_mask_sub_ps(one, negative, _mm512_setzero_ps(), one); };
+    const auto signs = [one](__mmask16 negative) {
+      return _mm512_mask_sub_ps(one, negative, _mm512_setzero_ps(), one);
+    };
     __m512 v = _mm512_loadu_ps(p + 16 * i);
     v = _mm512_fmadd_ps(v, signs(0xAAAA), _mm512_permute_ps(v, 0xB1));
     v = _mm512_fmadd_ps(v, signs(0xCCCC), _mm512_permute_ps(v, 0x4E));
@@ -201,8 +205,8 @@ void PackValues(const PageLayout& layout, const uint8_t* codes, int64_t block, s
   auto* out = reinterpret_cast<uint8_t*>(page) + layout.runs * (layout.mins ? 512 : 256) + block * atom;
   // Lane 4i + t of a unit is byte i of token t, which FourRows leaves at 16 t + i.
   const __m512i iota = Iota8(), m3 = _mm512_set1_epi8(3), m15 = _mm512_set1_epi8(15);
-  const __m512i order = Or(_mm512_slli_epi16(_mm512_and_si512(iota, m3), 4),
-                           _mm512_and_si512(_mm512_srli_epi16(iota, 2), m15));
+  const __m512i order =
+      Or(_mm512_slli_epi16(_mm512_and_si512(iota, m3), 4), _mm512_and_si512(_mm512_srli_epi16(iota, 2), m15));
   for (int64_t i = 0; i < dim; i += 32, out += 8 * atom) {
     __m512i u[8];
     CROQUIS_UNROLL for (int k = 0; k < 8; ++k) {
@@ -214,12 +218,18 @@ void PackValues(const PageLayout& layout, const uint8_t* codes, int64_t block, s
 
 void Fwht(float* x, int64_t n) {
   switch (n) {
-    case 16: return FwhtRegisters<1>(x);
-    case 32: return FwhtRegisters<2>(x);
-    case 64: return FwhtRegisters<4>(x);
-    case 128: return FwhtRegisters<8>(x);
-    case 256: return FwhtRegisters<16>(x);
-    default: break;
+    case 16:
+      return FwhtRegisters<1>(x);
+    case 32:
+      return FwhtRegisters<2>(x);
+    case 64:
+      return FwhtRegisters<4>(x);
+    case 128:
+      return FwhtRegisters<8>(x);
+    case 256:
+      return FwhtRegisters<16>(x);
+    default:
+      break;
   }
   int64_t h = 1;
   if (n > kLongest) {
@@ -250,14 +260,22 @@ float Nearest(const float* z, int64_t n, const float* thresholds, int64_t n_thre
   int bits = 1;
   while ((1 << bits) - 1 < n_thresholds) ++bits;
   switch (bits) {
-    case 1: return NearestOf<1>(z, n, thresholds, n_thresholds, value, codes);
-    case 2: return NearestOf<2>(z, n, thresholds, n_thresholds, value, codes);
-    case 3: return NearestOf<3>(z, n, thresholds, n_thresholds, value, codes);
-    case 4: return NearestOf<4>(z, n, thresholds, n_thresholds, value, codes);
-    case 5: return NearestOf<5>(z, n, thresholds, n_thresholds, value, codes);
-    case 6: return NearestOf<6>(z, n, thresholds, n_thresholds, value, codes);
-    case 7: return NearestOf<7>(z, n, thresholds, n_thresholds, value, codes);
-    default: return NearestOf<8>(z, n, thresholds, n_thresholds, value, codes);
+    case 1:
+      return NearestOf<1>(z, n, thresholds, n_thresholds, value, codes);
+    case 2:
+      return NearestOf<2>(z, n, thresholds, n_thresholds, value, codes);
+    case 3:
+      return NearestOf<3>(z, n, thresholds, n_thresholds, value, codes);
+    case 4:
+      return NearestOf<4>(z, n, thresholds, n_thresholds, value, codes);
+    case 5:
+      return NearestOf<5>(z, n, thresholds, n_thresholds, value, codes);
+    case 6:
+      return NearestOf<6>(z, n, thresholds, n_thresholds, value, codes);
+    case 7:
+      return NearestOf<7>(z, n, thresholds, n_thresholds, value, codes);
+    default:
+      return NearestOf<8>(z, n, thresholds, n_thresholds, value, codes);
   }
 }
 

@@ -89,9 +89,11 @@ inline void QuantiseRun(const float* p, const uint16_t* scales, int rows, int wi
 inline void QuantiseRun(const float* p, const uint16_t* scales, int rows, int width, bool fine, bool is_signed,
                         RunWeights& w) {
   if (fine) {
-    is_signed ? QuantiseRun<true, true>(p, scales, rows, width, w) : QuantiseRun<true, false>(p, scales, rows, width, w);
+    is_signed ? QuantiseRun<true, true>(p, scales, rows, width, w)
+              : QuantiseRun<true, false>(p, scales, rows, width, w);
   } else {
-    is_signed ? QuantiseRun<false, true>(p, scales, rows, width, w) : QuantiseRun<false, false>(p, scales, rows, width, w);
+    is_signed ? QuantiseRun<false, true>(p, scales, rows, width, w)
+              : QuantiseRun<false, false>(p, scales, rows, width, w);
   }
 }
 

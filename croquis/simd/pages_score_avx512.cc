@@ -77,10 +77,14 @@ constexpr ScoreFn kForms[2][2] = {{ScoreGroup<F, G, false, false>, ScoreGroup<F,
 template <int F>
 ScoreFn Width(int width, bool fine, bool runs) {
   switch (width) {
-    case 1: return kForms<F, 1>[fine][runs];
-    case 2: return kForms<F, 2>[fine][runs];
-    case 4: return kForms<F, 4>[fine][runs];
-    default: return kForms<F, 8>[fine][runs];
+    case 1:
+      return kForms<F, 1>[fine][runs];
+    case 2:
+      return kForms<F, 2>[fine][runs];
+    case 4:
+      return kForms<F, 4>[fine][runs];
+    default:
+      return kForms<F, 8>[fine][runs];
   }
 }
 
@@ -88,15 +92,24 @@ ScoreFn Width(int width, bool fine, bool runs) {
 
 ScoreFn ScoreOf(int form, int width, bool fine, bool runs) {
   switch (form) {
-    case 1: return Width<1>(width, fine, runs);
-    case 2: return Width<2>(width, fine, runs);
-    case 3: return Width<3>(width, fine, runs);
-    case 4: return Width<4>(width, fine, runs);
-    case 5: return Width<5>(width, fine, runs);
-    case 6: return Width<6>(width, fine, runs);
-    case 7: return Width<7>(width, fine, runs);
-    case 8: return Width<8>(width, fine, runs);
-    default: return Width<kLooked8>(width, fine, runs);
+    case 1:
+      return Width<1>(width, fine, runs);
+    case 2:
+      return Width<2>(width, fine, runs);
+    case 3:
+      return Width<3>(width, fine, runs);
+    case 4:
+      return Width<4>(width, fine, runs);
+    case 5:
+      return Width<5>(width, fine, runs);
+    case 6:
+      return Width<6>(width, fine, runs);
+    case 7:
+      return Width<7>(width, fine, runs);
+    case 8:
+      return Width<8>(width, fine, runs);
+    default:
+      return Width<kLooked8>(width, fine, runs);
   }
 }
 

@@ -83,10 +83,14 @@ constexpr SumFn kForms[2][2] = {{SumGroup<F, G, false, false>, SumGroup<F, G, fa
 template <int F>
 SumFn Width(int width, bool fine, bool is_signed) {
   switch (width) {
-    case 1: return kForms<F, 1>[fine][is_signed];
-    case 2: return kForms<F, 2>[fine][is_signed];
-    case 4: return kForms<F, 4>[fine][is_signed];
-    default: return kForms<F, 8>[fine][is_signed];
+    case 1:
+      return kForms<F, 1>[fine][is_signed];
+    case 2:
+      return kForms<F, 2>[fine][is_signed];
+    case 4:
+      return kForms<F, 4>[fine][is_signed];
+    default:
+      return kForms<F, 8>[fine][is_signed];
   }
 }
 
@@ -94,15 +98,24 @@ SumFn Width(int width, bool fine, bool is_signed) {
 
 SumFn SumOf(int form, int width, bool fine, bool is_signed) {
   switch (form) {
-    case 1: return Width<1>(width, fine, is_signed);
-    case 2: return Width<2>(width, fine, is_signed);
-    case 3: return Width<3>(width, fine, is_signed);
-    case 4: return Width<4>(width, fine, is_signed);
-    case 5: return Width<5>(width, fine, is_signed);
-    case 6: return Width<6>(width, fine, is_signed);
-    case 7: return Width<7>(width, fine, is_signed);
-    case 8: return Width<8>(width, fine, is_signed);
-    default: return Width<kLooked8>(width, fine, is_signed);
+    case 1:
+      return Width<1>(width, fine, is_signed);
+    case 2:
+      return Width<2>(width, fine, is_signed);
+    case 3:
+      return Width<3>(width, fine, is_signed);
+    case 4:
+      return Width<4>(width, fine, is_signed);
+    case 5:
+      return Width<5>(width, fine, is_signed);
+    case 6:
+      return Width<6>(width, fine, is_signed);
+    case 7:
+      return Width<7>(width, fine, is_signed);
+    case 8:
+      return Width<8>(width, fine, is_signed);
+    default:
+      return Width<kLooked8>(width, fine, is_signed);
   }
 }
 

@@ -88,8 +88,8 @@ Result<Target> Find(std::string_view name) {
   }
   for (const std::string_view known : kNames) {
     if (known == name) {
-      return Unsupported("instruction set '" + std::string(name) + "' cannot run here (machine, kernel or build); use one of: " +
-                         reachable);
+      return Unsupported("instruction set '" + std::string(name) +
+                         "' cannot run here (machine, kernel or build); use one of: " + reachable);
     }
   }
   return InvalidArgument("unknown instruction set '" + std::string(name) + "'; use one of: " + reachable);
