@@ -87,6 +87,32 @@ double Integral(double a, double b, const F& f) {
   return sum * h / 3;
 }
 
+// Lloyd's algorithm on sorted angles; returns the sum of squared distances.
+double LloydSweeps(std::span<const float> angles, std::span<float> centroids) {
+  constexpr int kSweeps = 30;
+  double loss = 0;
+  for (int sweep = 0; sweep < kSweeps; ++sweep) {
+    float moved = 0;
+    loss = 0;
+    auto begin = angles.begin();
+    for (size_t i = 0; i < centroids.size(); ++i) {
+      const auto end = i + 1 < centroids.size()
+                           ? std::upper_bound(begin, angles.end(), (centroids[i] + centroids[i + 1]) / 2)
+                           : angles.end();
+      if (end == begin) continue;  // keeps its place; order is kept too, since means lie in their cells
+      double sum = 0, squares = 0;
+      for (auto a = begin; a != end; ++a) sum += double(*a), squares += double(*a) * double(*a);
+      const double mean = sum / double(end - begin);
+      loss += squares - mean * sum;
+      moved = std::max(moved, std::abs(float(mean) - centroids[i]));
+      centroids[i] = float(mean);
+      begin = end;
+    }
+    if (moved < 1e-5f) break;
+  }
+  return loss;
+}
+
 }  // namespace
 
 double AngleDensity(int level, double psi) {
@@ -173,25 +199,13 @@ double MeanCosine(int level, const AngleBook& book) {
 }
 
 void FitAngles(std::span<float> angles, std::span<float> centroids) {
-  constexpr int kSweeps = 30;
+  if (angles.empty()) return;
   std::sort(angles.begin(), angles.end());
-  for (int sweep = 0; sweep < kSweeps; ++sweep) {
-    float moved = 0;
-    auto begin = angles.begin();
-    for (size_t i = 0; i < centroids.size(); ++i) {
-      const auto end = i + 1 < centroids.size()
-                           ? std::upper_bound(begin, angles.end(), (centroids[i] + centroids[i + 1]) / 2)
-                           : angles.end();
-      if (end == begin) continue;  // keeps its place; order is kept too, since means lie in their cells
-      double sum = 0;
-      for (auto a = begin; a != end; ++a) sum += double(*a);
-      const float mean = float(sum / double(end - begin));
-      moved = std::max(moved, std::abs(mean - centroids[i]));
-      centroids[i] = mean;
-      begin = end;
-    }
-    if (moved < 1e-5f) break;
-  }
+  std::array<float, 32> quantiles{};
+  const std::span<float> other(quantiles.data(), centroids.size());
+  for (size_t i = 0; i < other.size(); ++i) other[i] = angles[(2 * i + 1) * angles.size() / (2 * other.size())];
+  const double given = LloydSweeps(angles, centroids);
+  if (LloydSweeps(angles, other) < given) std::copy(other.begin(), other.end(), centroids.begin());
 }
 
 }  // namespace croquis::codecs

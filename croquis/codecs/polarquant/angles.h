@@ -42,8 +42,8 @@ const AngleBook& AnalyticBook(int level, int bits);
 // projection of what is decoded on what was encoded.
 double MeanCosine(int level, const AngleBook& book);
 
-// Lloyd's algorithm on angles themselves (sorted in place), started at `centroids`, which it replaces. At most
-// 30 sweeps.
+// Lloyd's algorithm on angles themselves (sorted in place), started at `centroids` and at the angles' quantiles; the
+// better of the two replaces `centroids`. At most 30 sweeps each. Nothing changes without angles.
 void FitAngles(std::span<float> angles, std::span<float> centroids);
 
 }  // namespace croquis::codecs
