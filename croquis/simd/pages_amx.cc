@@ -11,23 +11,21 @@ namespace croquis::simd {
 namespace amx {
 namespace {
 
+using avx512::CodesAt;
 using avx512::HighByte;
+using avx512::LevelOf;
+using avx512::PlaneWeight;
 
-// Fast, fine. Measured at dim 128, 4 bits, ns a token for keys and values together, vectors against tiles: 8 rows fine
-// 15.6 and 8.5, fast 8.4 and about as much; 16 rows fine 30.7 and 12.8, fast 16.4 and 9.6; 4 rows, pages from memory:
-// no gain.
-constexpr int64_t kLeastRows[2] = {16, 8};
+// Fast, fine. Measured at dim 128 and 4 bits, ns a token for keys and values together, vectors against tiles, pages in
+// cache: fine 5 rows 10.4 and 7.8, 8 rows 15.6 and 8.5, 16 rows 30.7 and 12.8; fast 8 rows equal, 12 rows 13.1 and 9.9,
+// 16 rows 16.4 and 9.6. Four rows: 7.7 and 7.3 in cache, but no gain, or a loss, once pages come from memory.
+constexpr int64_t kLeastRows[2] = {9, 5};
 constexpr size_t kTile = 1024;
 
 bool UsesTiles(Precision precision, int64_t rows) { return rows >= kLeastRows[precision == Precision::kFine]; }
 int RowsOfTile(bool fine) { return fine ? 8 : 16; }
 int64_t Tiles(int64_t rows, bool fine) { return (rows + RowsOfTile(fine) - 1) / RowsOfTile(fine); }
 int Steps(const PageLayout& x) { return (x.dim + 63) / 64; }
-size_t CodesAt(const PageLayout& x) { return size_t(x.runs) * (x.mins ? 512 : 256); }
-const int8_t* LevelOf(const Levels& levels, int plane) {
-  return reinterpret_cast<const int8_t*>(&levels.level) + 256 * plane;
-}
-float PlaneWeight(const Levels& levels, int plane) { return levels.planes == 2 && plane == 0 ? 128.f : 1.f; }
 
 // Tile instructions are assembler statements that do not name the memory they read.
 inline void MemoryBarrier() { asm volatile("" ::: "memory"); }
@@ -419,7 +417,7 @@ void Accumulate(const PageLayout& layout, const Levels& levels, Precision precis
 
 const PageKernels& PagesAmx() {
   static constexpr PageKernels kKernels = {
-      .name = "amx-int8 from 8 rows, avx512-vnni below",
+      .name = "amx-int8 from 5 rows (fast: 9), avx512-vnni below",
       .target = Target::kAmx,
       .query_bytes = amx::QueryBytes,
       .scratch_bytes = amx::ScratchBytes,

@@ -8,12 +8,6 @@ namespace croquis::simd {
 namespace avx512 {
 namespace {
 
-size_t CodesAt(const PageLayout& x) { return size_t(x.runs) * (x.mins ? 512 : 256); }
-const int8_t* LevelOf(const Levels& levels, int plane) {
-  return reinterpret_cast<const int8_t*>(&levels.level) + 256 * plane;
-}
-float PlaneWeight(const Levels& levels, int plane) { return levels.planes == 2 && plane == 0 ? 128.f : 1.f; }
-
 // Rows first .. first + rows run in registers for `width` rows: 8, 4, 2 or 1, padded by at most one row.
 struct Group {
   int64_t first = 0;

@@ -8,6 +8,13 @@
 namespace croquis::simd::avx512 {
 namespace {
 
+// Members of the public types again: their inline functions must not be built with wide instructions.
+inline size_t CodesAt(const PageLayout& x) { return size_t(x.runs) * (x.mins ? 512 : 256); }
+inline const int8_t* LevelOf(const Levels& levels, int plane) {
+  return reinterpret_cast<const int8_t*>(&levels.level) + 256 * plane;
+}
+inline float PlaneWeight(const Levels& levels, int plane) { return levels.planes == 2 && plane == 0 ? 128.f : 1.f; }
+
 // v = 256 * HighByte(v) + int8(v).
 inline __m512i HighByte(__m512i v) { return _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8); }
 
