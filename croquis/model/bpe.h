@@ -111,9 +111,9 @@ class PairTable {
 
 // A vocabulary with merges as tokenizer.json, vocab.json + merges.txt and GGUF give it.
 struct BpeData {
-  std::vector<std::pair<std::string, int32_t>> vocab;          // as written in the file; ids are not negative
-  std::vector<std::pair<std::string, std::string>> merges;     // in order of rank
-  std::string unk_token;                                       // empty: characters outside the vocabulary are dropped
+  std::vector<std::pair<std::string, int32_t>> vocab;       // as written in the file; ids are not negative
+  std::vector<std::pair<std::string, std::string>> merges;  // in order of rank
+  std::string unk_token;                                    // empty: characters outside the vocabulary are dropped
   bool byte_level = false;     // tokens are written in GPT-2's byte alphabet, and words are bytes
   bool byte_fallback = false;  // a character outside the vocabulary becomes tokens "<0xE4>" of its bytes
   bool fuse_unk = false;       // neighbouring unknown characters make one unknown token
@@ -132,9 +132,9 @@ class BpeModel {
   void AddCharacters(std::string_view word, Workspace& workspace) const;
 
   PairTable merges_;
-  std::array<int32_t, 256> byte_id_{};                      // byte_level: of a byte's letter; else of "<0xXX>"; -1: none
-  std::unordered_map<char32_t, int32_t> rune_id_;           // not byte_level: tokens of one character
-  std::unordered_map<std::string, int32_t> words_;          // ignore_merges: every token
+  std::array<int32_t, 256> byte_id_{};              // byte_level: of a byte's letter; else of "<0xXX>"; -1: none
+  std::unordered_map<char32_t, int32_t> rune_id_;   // not byte_level: tokens of one character
+  std::unordered_map<std::string, int32_t> words_;  // ignore_merges: every token
   int32_t unk_ = -1;
   bool byte_level_ = false, byte_fallback_ = false, fuse_unk_ = false, ignore_merges_ = false;
 };

@@ -19,7 +19,8 @@ bool Better(const Candidate& a, const Candidate& b) { return a.logit > b.logit |
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-// CTRL's rule: a token that occurred loses `penalty` times its logit, whatever its sign; once, however often it occurred.
+// CTRL's rule: a token that occurred loses `penalty` times its logit, whatever its sign; once, however often it
+// occurred.
 void Penalise(std::span<const int32_t> history, double penalty, std::vector<Candidate>& all) {
   std::vector<bool> seen(all.size(), false);
   for (const int32_t id : history) {
@@ -68,7 +69,8 @@ Error Range(const char* name, const std::string& range, double got) {
 
 Result<Sampler> Sampler::Make(const SamplerOptions& o) {
   // Written so that NaN fails too.
-  if (!(o.temperature >= 0 && o.temperature <= 1e6)) return Range("temperature", "0 (greedy) to 1000000", o.temperature);
+  if (!(o.temperature >= 0 && o.temperature <= 1e6))
+    return Range("temperature", "0 (greedy) to 1000000", o.temperature);
   if (o.top_k < 0) return Range("top_k", "0 (off) or more", double(o.top_k));
   if (!(o.top_p > 0 && o.top_p <= 1)) return Range("top_p", "above 0 and at most 1 (off)", o.top_p);
   if (!(o.min_p >= 0 && o.min_p <= 1)) return Range("min_p", "0 (off) to 1", o.min_p);

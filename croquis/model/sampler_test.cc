@@ -24,8 +24,8 @@ std::vector<float> RandomLogits(size_t n, uint64_t seed, float scale = 2) {
   return out;
 }
 
-// Probabilities by the steps of transformers' processors, written plainly: every step gives -inf to what it removes, and the
-// softmax is taken anew.
+// Probabilities by the steps of transformers' processors, written plainly: every step gives -inf to what it removes,
+// and the softmax is taken anew.
 std::vector<double> Reference(const SamplerOptions& o, std::vector<double> x, std::span<const int32_t> history) {
   const double none = -std::numeric_limits<double>::infinity();
   std::vector<bool> seen(x.size(), false);
@@ -70,10 +70,11 @@ std::vector<double> Reference(const SamplerOptions& o, std::vector<double> x, st
   return softmax(x);
 }
 
-// Chi-square of 20,000 draws against the reference; cells of an expected count below 10 are joined. A chi-square variable X
-// with k degrees of freedom has P(X > k + 2 sqrt(k t) + 2 t) < exp(-t) (Laurent and Massart 2000, lemma 1): with t = 12 a
-// right sampler fails with probability below 6e-6 for each case.
-void ExpectDistribution(const SamplerOptions& options, std::span<const float> logits, std::span<const int32_t> history) {
+// Chi-square of 20,000 draws against the reference; cells of an expected count below 10 are joined. A chi-square
+// variable X with k degrees of freedom has P(X > k + 2 sqrt(k t) + 2 t) < exp(-t) (Laurent and Massart 2000, lemma 1):
+// with t = 12 a right sampler fails with probability below 6e-6 for each case.
+void ExpectDistribution(const SamplerOptions& options, std::span<const float> logits,
+                        std::span<const int32_t> history) {
   constexpr int kDraws = 20000;
   const Sampler sampler = Make(options);
   const std::vector<double> p = Reference(options, {logits.begin(), logits.end()}, history);
@@ -177,10 +178,13 @@ TEST(Sampler, LargeVocabularies) {
 }
 
 TEST(Sampler, RangesAreNamed) {
-  const std::pair<SamplerOptions, const char*> kCases[] = {
-      {{.temperature = -1}, "temperature"}, {{.temperature = std::nan("")}, "temperature"}, {{.top_k = -1}, "top_k"},
-      {{.top_p = 0}, "top_p"},              {{.top_p = 1.1}, "top_p"},                      {{.min_p = 2}, "min_p"},
-      {{.repetition_penalty = 0}, "repetition_penalty"}};
+  const std::pair<SamplerOptions, const char*> kCases[] = {{{.temperature = -1}, "temperature"},
+                                                           {{.temperature = std::nan("")}, "temperature"},
+                                                           {{.top_k = -1}, "top_k"},
+                                                           {{.top_p = 0}, "top_p"},
+                                                           {{.top_p = 1.1}, "top_p"},
+                                                           {{.min_p = 2}, "min_p"},
+                                                           {{.repetition_penalty = 0}, "repetition_penalty"}};
   for (const auto& [options, named] : kCases) {
     const auto sampler = Sampler::Make(options);
     ASSERT_FALSE(sampler);

@@ -8,7 +8,8 @@
 namespace croquis::model {
 namespace {
 
-// Protocol buffers' wire format: a sequence of (field number, value); values are varints, 4 or 8 bytes, or byte strings.
+// Protocol buffers' wire format: a sequence of (field number, value); values are varints, 4 or 8 bytes, or byte
+// strings.
 class WireReader {
  public:
   explicit WireReader(std::string_view bytes) : rest_(bytes) {}
@@ -80,7 +81,8 @@ Status ReadPiece(std::string_view bytes, Proto& out) {
     } else if (field.number == 2 && field.wire_type == 5) {
       piece.score = std::bit_cast<float>(uint32_t(field.value));
     } else if (field.number == 3 && field.wire_type == 0) {
-      if (field.value < 1 || field.value > 6) return Broken(name + " has the unknown type " + std::to_string(field.value));
+      if (field.value < 1 || field.value > 6)
+        return Broken(name + " has the unknown type " + std::to_string(field.value));
       piece.type = Proto::Type(field.value);
     }
   }
@@ -141,6 +143,9 @@ Status ReadTrainerSpec(std::string_view bytes, Proto& out) {
     if (!reader.Next(field)) return Broken("the trainer's settings are broken");
     if (field.wire_type != 0) continue;
     if (field.number == 3) out.model_type = int32_t(field.value);
+    if (field.number == 24 && field.value != 0) {
+      return Unsupported("tokenizer.model: treat_whitespace_as_suffix is not supported");
+    }
     if (field.number == 41) out.bos = int32_t(field.value);
     if (field.number == 42) out.eos = int32_t(field.value);
   }

@@ -1,5 +1,5 @@
-// The parts of a SentencePiece model file that are read here rather than by its library: the pieces, and the checks without
-// which a hostile file makes the library read out of bounds.
+// The parts of a SentencePiece model file that are read here rather than by its library: the pieces, and the checks
+// without which a hostile file makes the library read out of bounds.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,8 @@ struct SentencePieceProto {
   std::string_view charsmap;  // normalisation rules: int32 bytes of a double array, the array, replacement texts
 };
 
-// Errors: a broken wire format, pieces that are empty, too long or no UTF-8, a normalisation table that leads outside itself.
+// Errors: a broken wire format, pieces that are empty, too long or no UTF-8, a normalisation table that leads outside
+// itself.
 Result<SentencePieceProto> ParseSentencePieceProto(std::string_view bytes);
 
 }  // namespace croquis::model

@@ -1,5 +1,5 @@
-// SentencePiece models through their library. The library cuts text; the table of tokens and the decoding are the same as for
-// the other vocabularies, so that streaming and whole decoding agree.
+// SentencePiece models through their library. The library cuts text; the table of tokens and the decoding are the same
+// as for the other vocabularies, so that streaming and whole decoding agree.
 #include <sentencepiece_processor.h>
 
 #include <algorithm>
@@ -18,11 +18,12 @@ using Proto = SentencePieceProto;
 
 class SentencePieceTokenizer final : public VocabTokenizer {
  public:
-  SentencePieceTokenizer(TokenizerParts parts, std::vector<AddedToken> added, bool prefix_every_part,
+  SentencePieceTokenizer(TokenizerParts parts, std::vector<AddedToken> added, bool prefix_every_part, bool by_words,
                          std::unique_ptr<Processor> first, std::unique_ptr<Processor> rest)
       : VocabTokenizer(std::move(parts)),
         added_(std::move(added)),
         prefix_every_part_(prefix_every_part),
+        by_words_(by_words),
         first_(std::move(first)),
         rest_(std::move(rest)) {}
 
@@ -35,18 +36,26 @@ class SentencePieceTokenizer final : public VocabTokenizer {
         out.push_back(part.id);
         continue;
       }
-      const Processor& processor = part.begin == 0 || prefix_every_part_ ? *first_ : *rest_;
+      bool prefix = part.begin == 0 || prefix_every_part_;
       std::vector<int> ids;
-      const auto status = processor.Encode(text.substr(part.begin, part.end - part.begin), &ids);
-      if (!status.ok()) return Internal("SentencePiece could not encode the text: " + status.ToString());
-      out.insert(out.end(), ids.begin(), ids.end());
+      for (std::string_view rest = text.substr(part.begin, part.end - part.begin); !rest.empty(); prefix = false) {
+        const size_t n = by_words_ ? PartBeforeMark(rest, " ", kChunk) : rest.size();
+        const auto status = (prefix ? *first_ : *rest_).Encode(rest.substr(0, n), &ids);
+        if (!status.ok()) return Internal("SentencePiece could not encode the text: " + status.ToString());
+        out.insert(out.end(), ids.begin(), ids.end());
+        rest.remove_prefix(n);
+      }
     }
     return {};
   }
 
  private:
+  // 1 MB of English takes the library 2.4 to 3.2 s in one call, and 0.6 to 0.9 s in calls of about 64 bytes.
+  static constexpr size_t kChunk = 64;
+
   AddedTokenMatcher added_;
   bool prefix_every_part_;
+  bool by_words_;                            // text may be cut before spaces that follow something else
   std::unique_ptr<Processor> first_, rest_;  // with and without the model's dummy prefix
 };
 
@@ -62,6 +71,16 @@ Result<std::unique_ptr<Processor>> LoadProcessor(std::string_view bytes) {
   } catch (const std::exception& e) {
     return Corrupt(std::string("tokenizer.model: SentencePiece refuses it: ") + e.what());
   }
+}
+
+// Normalisation that looks no further than a character, and pieces that hold spaces at their start alone.
+bool CanCutAtSpaces(const Proto& proto) {
+  if (!proto.charsmap.empty() || proto.remove_extra_whitespaces) return false;
+  for (const Proto::Piece& piece : proto.pieces) {
+    if (piece.type == Proto::kControl || piece.type == Proto::kUnknown || piece.type == Proto::kByte) continue;
+    if (!MarksOnlyLead(piece.text, kSpaceMark) || piece.text.find(' ') != std::string_view::npos) return false;
+  }
+  return true;
 }
 
 void FillTable(const Proto& proto, VocabTable& table) {
@@ -125,8 +144,9 @@ Result<std::unique_ptr<Tokenizer>> ParseSentencePiece(std::span<const std::byte>
   CROQUIS_TRY(std::unique_ptr<Processor> first, LoadProcessor(text));
   // A message's field may occur twice, and the parts are merged: normalizer_spec { add_dummy_prefix: false }.
   CROQUIS_TRY(std::unique_ptr<Processor> rest, LoadProcessor(std::string(text) + std::string("\x1A\x02\x18\x00", 4)));
-  return std::unique_ptr<Tokenizer>(std::make_unique<SentencePieceTokenizer>(
-      std::move(parts), std::move(added), hints.prefix_every_part, std::move(first), std::move(rest)));
+  return std::unique_ptr<Tokenizer>(
+      std::make_unique<SentencePieceTokenizer>(std::move(parts), std::move(added), hints.prefix_every_part,
+                                               CanCutAtSpaces(proto), std::move(first), std::move(rest)));
 }
 
 }  // namespace croquis::model

@@ -44,8 +44,8 @@ class Tokenizer {
 
   // One more than the highest id; ids without a token decode to nothing.
   virtual int64_t VocabSize() const = 0;
-  // Ids of `text` (any bytes; invalid UTF-8 becomes U+FFFD as in the reference libraries). Special tokens written in the
-  // text are parsed only when `parse_special`; added tokens that are not special always are. BOS is added when
+  // Ids of `text` (any bytes; invalid UTF-8 becomes U+FFFD as in the reference libraries). Special tokens written in
+  // the text are parsed only when `parse_special`; added tokens that are not special always are. BOS is added when
   // `add_special` and the vocabulary asks for it. Errors: text on which a pre-tokenisation pattern gives up.
   virtual Result<std::vector<int32_t>> Encode(std::string_view text, bool add_special = true,
                                               bool parse_special = false) const = 0;

@@ -116,11 +116,27 @@ std::string VocabTokenizer::Decode(std::span<const int32_t> ids) const {
   return out + decoder.Flush();
 }
 
+bool MarksOnlyLead(std::string_view token, std::string_view mark) {
+  while (token.starts_with(mark)) token.remove_prefix(mark.size());
+  return token.find(mark) == std::string_view::npos;
+}
+
+size_t PartBeforeMark(std::string_view text, std::string_view mark, size_t least) {
+  for (size_t at = text.find(mark, std::max<size_t>(least, 1)); at != std::string_view::npos;
+       at = text.find(mark, at + 1)) {
+    if (!text.substr(0, at).ends_with(mark)) return at;
+  }
+  return text.size();
+}
+
 int ByteOfByteToken(std::string_view token) {
   if (token.size() != 6 || token.substr(0, 3) != "<0x" || token[5] != '>') return -1;
   int value = 0;
   for (const char c : token.substr(3, 2)) {
-    const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+    const int digit = c >= '0' && c <= '9'   ? c - '0'
+                      : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                      : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                             : -1;
     if (digit < 0) return -1;
     value = value * 16 + digit;
   }

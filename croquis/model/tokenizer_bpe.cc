@@ -7,6 +7,22 @@
 
 namespace croquis::model {
 
+namespace {
+
+// Whether encoding the parts before each U+2581 one by one gives the ids of the whole. The mark must be a token, as an
+// unknown one could fuse with the unknown character before it.
+bool CanCutAtMarks(const BpeData& data) {
+  if (data.byte_level || data.ignore_merges) return false;
+  bool mark_known = false;
+  for (const auto& [token, id] : data.vocab) {
+    if (!MarksOnlyLead(token, kSpaceMark)) return false;
+    mark_known = mark_known || token == kSpaceMark;
+  }
+  return mark_known;
+}
+
+}  // namespace
+
 Result<std::unique_ptr<Tokenizer>> BpeTokenizer::Make(TokenizerParts parts, BpePipeline pipeline, const BpeData& data) {
   CROQUIS_TRY(BpeModel model, BpeModel::Make(data));
   std::vector<AddedToken> plain, normalized;
@@ -17,8 +33,8 @@ Result<std::unique_ptr<Tokenizer>> BpeTokenizer::Make(TokenizerParts parts, BpeP
     (token.normalized ? normalized : plain).push_back(std::move(token));
   }
   pipeline.added.clear();
-  std::unique_ptr<BpeTokenizer> tokenizer(
-      new BpeTokenizer(std::move(parts), std::move(pipeline), std::move(model)));
+  std::unique_ptr<BpeTokenizer> tokenizer(new BpeTokenizer(std::move(parts), std::move(pipeline), std::move(model)));
+  tokenizer->by_words_ = CanCutAtMarks(data);
   tokenizer->plain_ = AddedTokenMatcher(std::move(plain));
   tokenizer->normalized_ = AddedTokenMatcher(std::move(normalized));
   return std::unique_ptr<Tokenizer>(std::move(tokenizer));
@@ -32,8 +48,8 @@ Status BpeTokenizer::EncodeText(std::string_view text, bool parse_special, std::
     if (part.id >= 0) {
       out.push_back(part.id);
     } else {
-      CROQUIS_CHECK_OK(EncodePart(text.substr(part.begin, part.end - part.begin), part.begin == 0, parse_special,
-                                  workspace, out));
+      CROQUIS_CHECK_OK(
+          EncodePart(text.substr(part.begin, part.end - part.begin), part.begin == 0, parse_special, workspace, out));
     }
   }
   return {};
@@ -62,7 +78,11 @@ Status BpeTokenizer::EncodePart(std::string_view text, bool at_start, bool parse
         return OutOfRange("a word of " + std::to_string(word.text.size()) +
                           " bytes after normalisation; at most 2 GiB: split the text");
       }
-      model_.Encode(word.text, workspace, out);
+      for (std::string_view rest = word.text; !rest.empty();) {
+        const size_t n = by_words_ ? PartBeforeMark(rest, kSpaceMark, 1) : rest.size();
+        model_.Encode(rest.substr(0, n), workspace, out);
+        rest.remove_prefix(n);
+      }
     }
   }
   return {};
@@ -95,10 +115,11 @@ void ApplyHints(const TokenLookup& ids, std::span<const AddedToken> added, const
   stop(eos);
   for (const int32_t id : hints.stop_ids) stop(id);
   // Ends of a turn: chat models write these, while their files often name only the end of a text.
-  constexpr std::string_view kEnds[] = {"<|eot_id|>", "<|eom_id|>",       "<|im_end|>",    "<|end_of_text|>",
-                                        "<|end|>",    "<|endoftext|>",    "<end_of_turn>", "<|eos|>"};
+  constexpr std::string_view kEnds[] = {"<|eot_id|>", "<|eom_id|>",    "<|im_end|>",    "<|end_of_text|>",
+                                        "<|end|>",    "<|endoftext|>", "<end_of_turn>", "<|eos|>"};
   for (const AddedToken& token : added) {
-    if (token.special && std::find(std::begin(kEnds), std::end(kEnds), token.content) != std::end(kEnds)) stop(token.id);
+    if (token.special && std::find(std::begin(kEnds), std::end(kEnds), token.content) != std::end(kEnds))
+      stop(token.id);
   }
 }
 

@@ -32,6 +32,7 @@ class BpeTokenizer final : public VocabTokenizer {
 
   BpePipeline pipeline_;
   BpeModel model_;
+  bool by_words_ = false;                 // words may be cut further before spaces: MarksOnlyLead holds for every token
   AddedTokenMatcher plain_, normalized_;  // added tokens looked for before and after normalisation
 };
 

@@ -67,7 +67,8 @@ Status AddTokensOfConfig(const Json& config, std::vector<AddedToken>& out) {
     AddedToken token;
     token.content = TokenName(&item);
     const bool digits = !key.empty() && key.size() < 10 && key.find_first_not_of("0123456789") == std::string::npos;
-    if (!digits || token.content.empty()) return Corrupt(where + ": '" + key.substr(0, 80) + "' is no token with an id");
+    if (!digits || token.content.empty())
+      return Corrupt(where + ": '" + key.substr(0, 80) + "' is no token with an id");
     token.id = std::stoi(key);
     CROQUIS_TRY(token.special, BoolMember(item, "special", false, where));
     CROQUIS_TRY(token.single_word, BoolMember(item, "single_word", false, where));

@@ -91,8 +91,8 @@ TEST(SentencePiece, HostileNormalisationTables) {
     return out + std::string(1020, '\0') + texts;
   };
   EXPECT_FALSE(ParseSentencePieceProto(with_map("x")));
-  EXPECT_FALSE(ParseSentencePieceProto(with_map(map(0xFFFFFFFF, std::string("a\0", 2)))));   // children far outside
-  EXPECT_FALSE(ParseSentencePieceProto(with_map(map(0x00000100, ""))));                      // no texts
+  EXPECT_FALSE(ParseSentencePieceProto(with_map(map(0xFFFFFFFF, std::string("a\0", 2)))));  // children far outside
+  EXPECT_FALSE(ParseSentencePieceProto(with_map(map(0x00000100, ""))));                     // no texts
   EXPECT_FALSE(ParseSentencePieceProto(with_map(map(0, "not ended"))));
   EXPECT_TRUE(ParseSentencePieceProto(with_map(map(0, std::string("a\0", 2)))));
 }
@@ -274,9 +274,9 @@ TEST(FromFolder, VocabAndMerges) {
   folder.Write("generation_config.json", R"({"eos_token_id": [300, 257]})");
   auto qwen = Tokenizer::FromFolder(folder.path());
   ASSERT_TRUE(qwen) << qwen.error().message;
-  EXPECT_EQ(Encode(**qwen, "11"), (Ids{'1', '1'}));        // digits stand alone
-  EXPECT_EQ(Encode(**qwen, "e\u0301"), Ids{257});          // NFC
-  EXPECT_EQ(Encode(**qwen, "<think>"), Ids{258});          // not special: always parsed
+  EXPECT_EQ(Encode(**qwen, "11"), (Ids{'1', '1'}));  // digits stand alone
+  EXPECT_EQ(Encode(**qwen, "e\u0301"), Ids{257});    // NFC
+  EXPECT_EQ(Encode(**qwen, "<think>"), Ids{258});    // not special: always parsed
   EXPECT_EQ(Encode(**qwen, "<|im_end|>", true, true), Ids{300});
   EXPECT_EQ((*qwen)->VocabSize(), 301);
   EXPECT_EQ((*qwen)->Decode(Ids{258, 300, 270, 257}), "<think>\u00e9");

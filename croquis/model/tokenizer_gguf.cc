@@ -26,7 +26,11 @@ const std::vector<PreTokenization>& PreTokenizations() {
   static const std::vector<PreTokenization> kTable = {
       {"default", {R"([\p{P}\$\+<=>\^~\|]+)", kGpt2Pattern, R"(\p{N}+)", "[0-9][0-9][0-9]"}, false, false, false},
       {"gpt-2 gpt2 phi-2 mpt olmo jais roberta-bpe", {kGpt2Pattern}, false, false, false},
-      {"starcoder refact command-r smollm codeshell exaone minerva-7b", {R"(\p{N})", kGpt2Pattern}, false, false, false},
+      {"starcoder refact command-r smollm codeshell exaone minerva-7b",
+       {R"(\p{N})", kGpt2Pattern},
+       false,
+       false,
+       false},
       {"llama3 llama-v3 llama-bpe falcon3", {kLlama3Pattern}, true, true, false},
       {"dbrx smaug-bpe chatglm-bpe glm4", {kLlama3Pattern}, false, false, false},
       {"qwen2 deepseek-r1-qwen", {kQwen2Pattern}, false, false, true},
@@ -50,7 +54,9 @@ Result<const PreTokenization*> FindPreTokenization(std::string_view name) {
   return Unsupported("GGUF: tokenizer.ggml.pre '" + std::string(name) + "' is not supported; Croquis knows: " + known);
 }
 
-int32_t TypeOf(const GgufTokenizerData& data, size_t i) { return data.types.empty() ? int32_t{kNormal} : data.types[i]; }
+int32_t TypeOf(const GgufTokenizerData& data, size_t i) {
+  return data.types.empty() ? int32_t{kNormal} : data.types[i];
+}
 
 Status CheckData(const GgufTokenizerData& data) {
   if (data.tokens.empty()) return Corrupt("GGUF: no tokenizer.ggml.tokens");
@@ -76,7 +82,8 @@ std::vector<AddedToken> AddedTokens(const GgufTokenizerData& data) {
   return added;
 }
 
-void ApplyGgufIds(const GgufTokenizerData& data, std::span<const AddedToken> added, bool add_bos, TokenizerParts& parts) {
+void ApplyGgufIds(const GgufTokenizerData& data, std::span<const AddedToken> added, bool add_bos,
+                  TokenizerParts& parts) {
   TokenizerHints hints;
   hints.bos_id = data.bos;
   hints.stop_ids = {data.eos, data.eot, data.eom};  // those of -1 are left out
@@ -121,8 +128,8 @@ Result<std::unique_ptr<Tokenizer>> MakeGgufBpe(const GgufTokenizerData& data) {
 
 Result<std::unique_ptr<Tokenizer>> MakeGgufScored(const GgufTokenizerData& data) {
   if (data.scores.size() != data.tokens.size()) {
-    return Corrupt("GGUF: " + std::to_string(data.tokens.size()) + " tokens, but " + std::to_string(data.scores.size()) +
-                   " scores");
+    return Corrupt("GGUF: " + std::to_string(data.tokens.size()) + " tokens, but " +
+                   std::to_string(data.scores.size()) + " scores");
   }
   ScoredData scored;
   scored.pieces = data.tokens;

@@ -11,7 +11,8 @@ namespace croquis::model {
 namespace {
 
 Status ReadVocab(const Json* vocab, const std::string& where, BpeData& data) {
-  if (vocab == nullptr || !vocab->is_object()) return Corrupt(where + ": the vocabulary should be an object of tokens and ids");
+  if (vocab == nullptr || !vocab->is_object())
+    return Corrupt(where + ": the vocabulary should be an object of tokens and ids");
   data.vocab.reserve(vocab->size());
   for (const auto& [token, id] : vocab->items()) {
     const int32_t value = TokenId(id);
@@ -25,7 +26,8 @@ Status ReadVocab(const Json* vocab, const std::string& where, BpeData& data) {
 Status AddMerge(std::string_view line, const std::string& where, BpeData& data) {
   const size_t cut = line.find(' ');
   if (cut == std::string_view::npos || cut == 0 || line.find(' ', cut + 1) != std::string_view::npos) {
-    return Corrupt(where + ": merge " + std::to_string(data.merges.size()) + " should be two tokens and a space between");
+    return Corrupt(where + ": merge " + std::to_string(data.merges.size()) +
+                   " should be two tokens and a space between");
   }
   data.merges.emplace_back(line.substr(0, cut), line.substr(cut + 1));
   return {};
@@ -95,7 +97,8 @@ Result<std::vector<AddedToken>> ReadAddedTokens(const Json* list) {
 }
 
 // Adds tokens of the hints that are not there yet; those without an id get the next free one.
-void MergeAdded(const std::vector<AddedToken>& more, const TokenLookup& ids, int64_t next, std::vector<AddedToken>& added) {
+void MergeAdded(const std::vector<AddedToken>& more, const TokenLookup& ids, int64_t next,
+                std::vector<AddedToken>& added) {
   for (const AddedToken& token : added) next = std::max<int64_t>(next, int64_t(token.id) + 1);
   for (const AddedToken& token : more) {
     const auto same = [&](const AddedToken& t) { return t.content == token.content; };

@@ -27,7 +27,8 @@ Result<std::vector<const Json*>> Flatten(const Json* stage, const char* list, co
       continue;
     }
     const Json* members = Member(*now, list);
-    if (members == nullptr || !members->is_array()) return Corrupt(Where(name) + " Sequence without its '" + list + "'");
+    if (members == nullptr || !members->is_array())
+      return Corrupt(Where(name) + " Sequence without its '" + list + "'");
     for (auto it = members->rbegin(); it != members->rend(); ++it) waiting.push_back(&*it);
   }
   return out;
@@ -142,7 +143,8 @@ Result<PreTokenizerStep> ParsePreTokenizer(const Json& stage) {
     CROQUIS_TRY(const SplitBehavior behavior, ParseBehavior(stage, kName, "Isolated"));
     return MakeSplit(R"([!-/:-@\[-`{-~\p{P}])", behavior);
   }
-  if (type == "Whitespace") return MakeSplit(R"(\w+|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\s]+)", SplitBehavior::kRemoved, true);
+  if (type == "Whitespace")
+    return MakeSplit(R"(\w+|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\s]+)", SplitBehavior::kRemoved, true);
   if (type == "WhitespaceSplit") return MakeSplit(R"(\s)", SplitBehavior::kRemoved);
   if (type == "CharDelimiterSplit") {
     CROQUIS_TRY(const std::string delimiter, StringMember(stage, "delimiter", "", Where(kName)));
@@ -203,7 +205,8 @@ Status AddTemplate(const Json& stage, Frame& frame) {
       if (text_seen) return Unsupported(where + " that repeats the text is not supported");
       text_seen = true;
     } else if (const Json* token = Member(part, "SpecialToken"); token != nullptr) {
-      CROQUIS_CHECK_OK(AddTemplateToken(*token, Member(stage, "special_tokens"), text_seen ? frame.suffix : frame.prefix));
+      CROQUIS_CHECK_OK(
+          AddTemplateToken(*token, Member(stage, "special_tokens"), text_seen ? frame.suffix : frame.prefix));
     } else {
       return Corrupt(where + ": a part that is neither Sequence nor SpecialToken");
     }

@@ -20,8 +20,8 @@ struct PreTokenizers {
 };
 Result<PreTokenizers> ParsePreTokenizers(const Json* pre_tokenizer);
 
-// What a decoder makes of each token. `tokenizers` decodes token by token up to a Fuse; the decoders of BPE models can all be
-// written as a map of tokens and a rule for the joined text.
+// What a decoder makes of each token. `tokenizers` decodes token by token up to a Fuse; the decoders of BPE models can
+// all be written as a map of tokens and a rule for the joined text.
 struct DecoderPlan {
   enum class Join : uint8_t { kSpaces, kByteLevel, kMetaspace, kPlain } join = Join::kSpaces;
   std::string mark;                                           // kMetaspace: what stands for a space

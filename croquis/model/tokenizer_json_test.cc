@@ -72,11 +72,12 @@ TEST(TokenizerJson, InvalidUtf8BecomesReplacementCharacters) {
 TEST(TokenizerJson, AddedTokensTakeWhatTheirFlagsSay) {
   const Json json = Llama3();
   const auto tokenizer = Load(json);
-  const int32_t x = IdOf(json, "<x>"), xy = IdOf(json, "<xy>"), word = IdOf(json, "<word>"), call = IdOf(json, "<tool_call>");
+  const int32_t x = IdOf(json, "<x>"), xy = IdOf(json, "<xy>"), word = IdOf(json, "<word>"),
+                call = IdOf(json, "<tool_call>");
   const auto only = [&](std::string_view text, int32_t id) { return Encode(*tokenizer, text) == Ids{id}; };
-  EXPECT_TRUE(only(" \n <x>", x));         // lstrip
-  EXPECT_TRUE(only("<tool_call> \t", call));  // rstrip
-  EXPECT_TRUE(only("<xy>", xy));           // the longest
+  EXPECT_TRUE(only(" \n <x>", x));                                                             // lstrip
+  EXPECT_TRUE(only("<tool_call> \t", call));                                                   // rstrip
+  EXPECT_TRUE(only("<xy>", xy));                                                               // the longest
   EXPECT_EQ(Encode(*tokenizer, "a<word>").size(), Encode(*tokenizer, "a<word>b").size() - 1);  // single_word: neither
   EXPECT_TRUE(only("<word>", word));
   // Special tokens are text unless they are asked for.
@@ -158,7 +159,9 @@ TEST(TokenizerJson, WhatIsNotSupportedIsNamed) {
       {"/pre_tokenizer/pretokenizers/0/pattern/Regex", "[a[b]]", "class inside a class"},
       {"/pre_tokenizer/pretokenizers/0/behavior", "Sideways", "'Sideways'"},
       {"/decoder", {{"type", "WordPiece"}}, "'WordPiece'"},
-      {"/decoder", {{"type", "Sequence"}, {"decoders", {{{"type", "Fuse"}}, {{"type", "ByteFallback"}}}}}, "'ByteFallback'"},
+      {"/decoder",
+       {{"type", "Sequence"}, {"decoders", {{{"type", "Fuse"}}, {{"type", "ByteFallback"}}}}},
+       "'ByteFallback'"},
       {"/post_processor", {{"type", "Other"}}, "'Other'"},
       {"/post_processor/processors/1/special_tokens", Json::object(), "'<s>'"},
       {"/model/merges/0", 7, "merge 0"},

@@ -47,7 +47,8 @@ const Json* Member(const Json& value, const char* key) {
 Result<bool> BoolMember(const Json& value, const char* key, bool otherwise, const std::string& where) {
   const Json* member = Member(value, key);
   if (member == nullptr) return otherwise;
-  if (!member->is_boolean()) return Corrupt(where + ": '" + key + "' should be true or false, is " + member->type_name());
+  if (!member->is_boolean())
+    return Corrupt(where + ": '" + key + "' should be true or false, is " + member->type_name());
   return member->get<bool>();
 }
 

@@ -62,8 +62,8 @@ void SplitWord(std::string_view text, const Ranges& matches, SplitBehavior behav
   const size_t n = pieces.size();
   for (size_t i = 0; i < n; ++i) {
     const Piece& p = pieces[backwards ? n - 1 - i : i];
-    const bool join = !joined.empty() && (behavior == SplitBehavior::kContiguous ? p.match == previous_match
-                                                                                  : p.match && !previous_match);
+    const bool join = !joined.empty() &&
+                      (behavior == SplitBehavior::kContiguous ? p.match == previous_match : p.match && !previous_match);
     if (!join) {
       joined.push_back(p);
     } else if (backwards) {
@@ -86,7 +86,8 @@ Status Apply(const SplitStep& step, WordList& list) {
     matches.clear();
     CROQUIS_CHECK_OK(step.pattern.FindAll(word.text, matches));
     SplitWord(word.text, matches, step.behavior, step.invert, pieces);
-    for (const Piece& p : pieces) out.push_back({word.text.substr(p.begin, p.end - p.begin), word.at_start && p.begin == 0});
+    for (const Piece& p : pieces)
+      out.push_back({word.text.substr(p.begin, p.end - p.begin), word.at_start && p.begin == 0});
   }
   list.words = std::move(out);
   return {};

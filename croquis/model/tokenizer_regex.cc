@@ -104,8 +104,8 @@ Result<Regex> Regex::Compile(std::string_view pattern, const std::string& transl
   pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
                                    PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &offset, nullptr);
   if (code == nullptr) {
-    return Unsupported("pre-tokenisation pattern '" + std::string(pattern.substr(0, 200)) + "': " +
-                       Pcre2Message(error) + " (at byte " + std::to_string(offset) + " of its PCRE2 form)");
+    return Unsupported("pre-tokenisation pattern '" + std::string(pattern.substr(0, 200)) +
+                       "': " + Pcre2Message(error) + " (at byte " + std::to_string(offset) + " of its PCRE2 form)");
   }
   // Where the compiler is not available, matching is interpreted: the same results, slower.
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);

@@ -20,8 +20,8 @@ class Regex {
   // A regex that matches `text` and nothing else.
   static Result<Regex> Literal(std::string_view text);
 
-  // Appends [begin, end) of each match in well-formed UTF-8, left to right, not overlapping; empty matches are left out.
-  // Errors: PCRE2's limits on backtracking.
+  // Appends [begin, end) of each match in well-formed UTF-8, left to right, not overlapping; empty matches are left
+  // out. Errors: PCRE2's limits on backtracking.
   Status FindAll(std::string_view text, std::vector<std::pair<size_t, size_t>>& out) const;
   const std::string& pattern() const { return pattern_; }
 
@@ -36,8 +36,8 @@ class Regex {
   std::unique_ptr<Code, Free> code_;
 };
 
-// The pattern in PCRE2's syntax with the same meaning. PCRE2's own \s takes U+180E, which is no white space since Unicode
-// 6.3, and its \w (before 10.43) leaves out marks and connectors: both are spelled out by properties.
+// The pattern in PCRE2's syntax with the same meaning. PCRE2's own \s takes U+180E, which is no white space since
+// Unicode 6.3, and its \w (before 10.43) leaves out marks and connectors: both are spelled out by properties.
 Result<std::string> TranslateRegex(std::string_view pattern);
 
 }  // namespace croquis::model

@@ -54,9 +54,16 @@ TEST(TokenizerRegex, LiteralsAreQuoted) {
 }
 
 TEST(TokenizerRegex, WhatReadsDifferentlyIsRefusedByName) {
-  const std::pair<const char*, const char*> kCases[] = {
-      {"[a[b]]", "class inside a class"}, {"[a&&b]", "'&&'"}, {"\\h", "\\h"}, {"[\\W]", "\\W"},       {"[[:alpha:]]", "POSIX"},
-      {"(", "PCRE2"},                     {"a\\", "backslash"}, {"[a", "']'"},  {"\\R", "\\R"}, {"\\C", "\\C"}};
+  const std::pair<const char*, const char*> kCases[] = {{"[a[b]]", "class inside a class"},
+                                                        {"[a&&b]", "'&&'"},
+                                                        {"\\h", "\\h"},
+                                                        {"[\\W]", "\\W"},
+                                                        {"[[:alpha:]]", "POSIX"},
+                                                        {"(", "PCRE2"},
+                                                        {"a\\", "backslash"},
+                                                        {"[a", "']'"},
+                                                        {"\\R", "\\R"},
+                                                        {"\\C", "\\C"}};
   for (const auto& [pattern, named] : kCases) {
     const auto regex = Regex::Make(pattern);
     ASSERT_FALSE(regex) << pattern;

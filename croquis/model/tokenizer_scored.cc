@@ -14,7 +14,8 @@ Result<std::unique_ptr<Tokenizer>> ScoredTokenizer::Make(TokenizerParts parts, S
                    " scores and " + std::to_string(data.usable.size()) + " types");
   }
   for (size_t i = 0; i < n; ++i) {
-    if (std::isnan(data.scores[i])) return Corrupt("tokenizer: the score of piece " + std::to_string(i) + " is no number");
+    if (std::isnan(data.scores[i]))
+      return Corrupt("tokenizer: the score of piece " + std::to_string(i) + " is no number");
   }
   return std::unique_ptr<Tokenizer>(new ScoredTokenizer(std::move(parts), std::move(data)));
 }
@@ -26,6 +27,7 @@ ScoredTokenizer::ScoredTokenizer(TokenizerParts parts, ScoredData data)
     if (!data_.usable[i] || data_.pieces[i].empty()) continue;
     ids_.emplace(data_.pieces[i], int32_t(i));  // of equal pieces the first
     longest_ = std::max(longest_, data_.pieces[i].size());
+    by_words_ = by_words_ && MarksOnlyLead(data_.pieces[i], data_.space);
   }
 }
 
@@ -40,12 +42,17 @@ Status ScoredTokenizer::EncodeText(std::string_view text, bool parse_special, st
     }
     // Text between added tokens always starts a part, so each gets the prefix.
     const std::string_view piece = text.substr(part.begin, part.end - part.begin);
-    EncodePart(ReplaceAll((data_.dummy_prefix ? " " : "") + std::string(piece), " ", data_.space), workspace, out);
+    const std::string escaped = ReplaceAll((data_.dummy_prefix ? " " : "") + std::string(piece), " ", data_.space);
+    for (std::string_view rest = escaped; !rest.empty();) {
+      const size_t n = by_words_ ? PartBeforeMark(rest, data_.space, 1) : rest.size();
+      EncodeWord(rest.substr(0, n), workspace, out);
+      rest.remove_prefix(n);
+    }
   }
   return {};
 }
 
-void ScoredTokenizer::EncodePart(std::string_view text, BpeWorkspace<float>& workspace,
+void ScoredTokenizer::EncodeWord(std::string_view text, BpeWorkspace<float>& workspace,
                                  std::vector<int32_t>& out) const {
   const auto id_of = [&](std::string_view piece) {
     const auto it = ids_.find(piece);

@@ -32,12 +32,13 @@ class ScoredTokenizer final : public VocabTokenizer {
 
  private:
   ScoredTokenizer(TokenizerParts parts, ScoredData data);
-  void EncodePart(std::string_view text, BpeWorkspace<float>& workspace, std::vector<int32_t>& out) const;
+  void EncodeWord(std::string_view text, BpeWorkspace<float>& workspace, std::vector<int32_t>& out) const;
 
   ScoredData data_;
   AddedTokenMatcher added_;
   std::unordered_map<std::string_view, int32_t> ids_;  // views of data_.pieces
   size_t longest_ = 0;
+  bool by_words_ = true;  // MarksOnlyLead holds for every piece
 };
 
 }  // namespace croquis::model

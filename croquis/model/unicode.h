@@ -40,8 +40,8 @@ enum class NormalForm : uint8_t { kNfc, kNfd, kNfkc, kNfkd };
 // The normal form of well-formed UTF-8, by ICU (its Unicode version).
 Result<std::string> Normalize(std::string_view s, NormalForm form);
 
-// GPT-2's bijection of the 256 bytes with printable characters: the printable bytes of Latin-1 are themselves, the others
-// are U+0100 upwards in order.
+// GPT-2's bijection of the 256 bytes with printable characters: the printable bytes of Latin-1 are themselves, the
+// others are U+0100 upwards in order.
 char32_t ByteToRune(uint8_t byte);
 // The inverse; -1 for characters that stand for no byte.
 int RuneToByte(char32_t rune);

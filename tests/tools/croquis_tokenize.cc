@@ -1,8 +1,9 @@
 // Tokenizes standard input for the peer tests.
 // usage: croquis_tokenize TOKENIZER [--no-special] [--parse-special] [--decode] [--nul]
 //   TOKENIZER: a Hugging Face folder, or llama2c:FILE:VOCAB_SIZE
-//   Prints a JSON list of the ids of the text; with --decode reads such lists and prints a JSON list [whole, streamed] of
-//   the decoded text; with --nul the input is several texts with a NUL byte after each, and one line is printed for each.
+//   Prints a JSON list of the ids of the text; with --decode reads such lists and prints a JSON list [whole, streamed]
+//   of the decoded text; with --nul the input is several texts with a NUL byte after each, and one line is printed for
+//   each.
 #include <cstdio>
 #include <fstream>
 #include <iostream>
