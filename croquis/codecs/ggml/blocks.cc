@@ -113,7 +113,7 @@ struct NearestIq4 {
 };
 constexpr NearestIq4 kNearestIq4;
 
-// Puts the number of largest magnitude at each of 16 points of the level axis, -134 to -104, where its own end of
+// Puts the number of largest magnitude at each of 8 points of the level axis, -132 to -104, where its own end of
 // the table lies for one sign and past the other end for the other; of these scales, refined by least squares,
 // keeps the one of least error (largest <x, level>^2 / |level|^2) and takes the codes nearest under it as stored.
 void EncodeIq4(const float* x, SmallBlock* b) {
@@ -123,8 +123,8 @@ void EncodeIq4(const float* x, SmallBlock* b) {
   b->scale = FloatToF16(top / float(kIq4Levels[0]));
   if (!(std::abs(top) > 1e-30f && std::abs(top) < 1e30f)) return;
   float best_scale = 0, best = 0;
-  for (int step = 0; step < 16; ++step) {
-    const float inverse = float(-134 + 2 * step) / top;
+  for (int step = 0; step < 8; ++step) {
+    const float inverse = float(-132 + 4 * step) / top;
     float cross = 0;
     int energy = 0;
     for (int i = 0; i < kSmall; ++i) {
