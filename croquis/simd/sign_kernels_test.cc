@@ -93,6 +93,38 @@ TEST(SignKernels, TargetsAgreeBitForBit) {
   }
 }
 
+TEST(SignKernels, CodeSumsMatchTheDefinition) {
+  const Stream s{71, Purpose("sign.codes")};
+  for (const int bits : {2, 4}) {
+    for (const Case& c : {Case{16, 1, 1}, Case{80, 2, 3}, Case{128, 2, 4}, Case{256, 2, 6}}) {
+      const int64_t n = c.m, fields = 8 / bits;
+      std::vector<std::byte> codes(size_t(c.blocks * 2 * n * bits));
+      for (size_t i = 0; i < codes.size(); ++i) codes[i] = std::byte(s.U32(i) & 255);
+      const Inputs in = MakeInputs(c, Signs(Target::kScalar));
+      std::vector<float> plain(size_t(c.rows * 32));
+      for (const Target target : Reachable()) {
+        std::vector<float> out(plain.size());
+        Signs(target).code_sums(codes.data(), bits, c.blocks, n, in.query.data(), c.rows, out.data(), 32);
+        if (target == Target::kScalar) plain = out;
+        EXPECT_EQ(out, plain) << Name(target) << " " << bits << " " << n;
+      }
+      for (int64_t r = 0; r < c.rows; ++r) {
+        for (int64_t t = 0; t < 16 * c.blocks; ++t) {
+          double want = 0;
+          for (int64_t i = 0; i < n; ++i) {
+            const std::byte b = codes[size_t(t / 16 * 2 * n * bits + i / 4 / fields * 64 + t % 16 * 4 + i % 4)];
+            want += double(in.v[size_t(r * n + i)]) *
+                    ((std::to_integer<int>(b) >> (i / 4 % fields * bits)) & ((1 << bits) - 1));
+          }
+          // Six deviations of the sum of n roundings of up to half a step, each times a code.
+          const double bound = 6 * (1 << bits) * in.query[size_t(r)].step * std::sqrt(double(n) / 12);
+          EXPECT_NEAR(plain[size_t(r * 32 + t)], want, bound + 1e-6 * std::abs(want));
+        }
+      }
+    }
+  }
+}
+
 TEST(SignKernels, QuantisesEdges) {
   for (const Target target : Reachable()) {
     const SignKernels& kernels = Signs(target);
