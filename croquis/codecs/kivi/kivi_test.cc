@@ -74,7 +74,7 @@ TEST(Kivi, ValuesAreGroupedByTokenOver32Channels) {
   }
 }
 
-// Four groups of [scales, zeros] in f16, then a row of codes a token, lowest channel lowest.
+// Four groups of [scales, zeros] in f16, then blocks of 16 tokens: lines of 64 bytes, four dims of a token in a row.
 TEST(Kivi, BytesOfAPageOfKeys) {
   Matrix<float> x(kPageTokens, kDim);
   for (int64_t t = 0; t < kPageTokens; ++t) {
@@ -91,7 +91,8 @@ TEST(Kivi, BytesOfAPageOfKeys) {
   }
   for (int64_t t = 0; t < kPageTokens; ++t) {
     for (int64_t i = 0; i < kDim; ++i) {
-      EXPECT_EQ((std::to_integer<int>(codes[t * kDim / 4 + i / 4]) >> (i % 4 * 2)) & 3, (t + i) % 4);
+      const std::byte b = codes[t / 16 * 4 * kDim + i / 16 * 64 + t % 16 * 4 + i % 4];
+      EXPECT_EQ((std::to_integer<int>(b) >> (i / 4 % 4 * 2)) & 3, (t + i) % 4);
       EXPECT_EQ(p.decoded.Row(t)[i], x.Row(t)[i]);
     }
   }
