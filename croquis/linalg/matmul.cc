@@ -19,11 +19,13 @@ void omp_set_num_threads(int);
 namespace croquis::linalg {
 namespace {
 
-constexpr int64_t kPanel = 64;      // columns of the result in a panel
-constexpr int64_t kInStep = 32;     // multiple of `in`
-constexpr int64_t kMaxRows = 256;   // rows of x in one product; more are cut
-constexpr int64_t kMaxPanels = 4;   // panels in a task
+constexpr int64_t kPanel = 64;           // columns of the result in a panel
+constexpr int64_t kInStep = 32;          // multiple of `in`
+constexpr int64_t kMaxRows = 256;        // rows of x in one product; more are cut
+constexpr int64_t kMaxPanels = 4;        // panels in a task
 constexpr int64_t kTaskBytes = 1 << 16;  // of weights in a task with few rows: long beside the 0.5 us of a call
+
+constexpr int64_t kAloneBytes = 1 << 17;  // a matrix of 2 us, about what handing work to another thread costs
 
 constexpr int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 constexpr int64_t ElementBytes(WeightType t) { return t == WeightType::kF32 ? 4 : 2; }
@@ -135,7 +137,9 @@ void PackedLinear::SetBias(int64_t row, std::span<const float> b) {
 
 struct Multiplier::Impl {
   explicit Impl(int64_t max_in)
-      : engine(dnnl::engine::kind::cpu, 0), stream(engine), x_scratch(size_t(RoundUp(max_in, kInStep) * kMaxRows) * 4) {}
+      : engine(dnnl::engine::kind::cpu, 0),
+        stream(engine),
+        x_scratch(size_t(RoundUp(max_in, kInStep) * kMaxRows) * 4) {}
 
   Result<Plan*> GetPlan(const Key& key, int workers);
   void Convert(Executor& executor, const PackedLinear& w, MatView<const float> x, int64_t rows);
@@ -143,7 +147,7 @@ struct Multiplier::Impl {
 
   dnnl::engine engine;
   dnnl::stream stream;
-  Buffer x_scratch;                // [rows, in] of one piece, in the weight type, both padded
+  Buffer x_scratch;                      // [rows, in] of one piece, in the weight type, both padded
   std::vector<Matrix<float>> y_scratch;  // for each worker: a slice of y, dense
   std::unordered_map<Key, std::unique_ptr<Plan>, KeyHash> plans;
 };
@@ -163,7 +167,8 @@ Result<Plan*> Multiplier::Impl::GetPlan(const Key& key, int workers) {
       const bool plain = f32 && !HasIsa(dnnl::cpu_isa::avx512_core);
       const memory::desc w({key.in, key.cols}, type,
                            plain ? memory::format_tag::ab
-                                 : f32 ? memory::format_tag::BA16a64b : memory::format_tag::BA16a64b2a);
+                           : f32 ? memory::format_tag::BA16a64b
+                                 : memory::format_tag::BA16a64b2a);
       dnnl::primitive_attr attr;
       attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
       auto made = std::make_unique<Plan>();
@@ -236,7 +241,7 @@ Status Multiplier::Impl::Piece(Executor& executor, const PackedLinear& w, MatVie
   Convert(executor, w, x, rows);
 
   std::atomic<bool> failed{false};
-  executor.ParallelFor(tasks, [&](int64_t task, int id) {
+  const auto run = [&](int64_t task, int id) {
     const OneOmpThread one;
     const bool is_last = task == tasks - 1;
     Plan& plan = is_last ? *last : *full;
@@ -265,9 +270,15 @@ Status Multiplier::Impl::Piece(Executor& executor, const PackedLinear& w, MatVie
         std::memcpy(to, from, size_t(cols) * sizeof(float));
       }
     }
-  });
-  if (failed) return Internal("oneDNN failed to run a product of " + std::to_string(rows) + " x " +
-                              std::to_string(w.in_) + " x " + std::to_string(w.out_));
+  };
+  if (rows <= 16 && panels * w.panel_bytes_ <= kAloneBytes) {
+    for (int64_t task = 0; task < tasks; ++task) run(task, 0);
+  } else {
+    executor.ParallelFor(tasks, run);
+  }
+  if (failed)
+    return Internal("oneDNN failed to run a product of " + std::to_string(rows) + " x " + std::to_string(w.in_) +
+                    " x " + std::to_string(w.out_));
   return {};
 }
 

@@ -1,8 +1,8 @@
 // The one door to oneDNN: products of activations with weights that are packed once.
 //
-// oneDNN as Debian builds it parallelises with OpenMP. Here each call into it runs on one thread (OpenMP's thread count is
-// set to one around it), and the work is cut over the columns of the result into slices that depend on the shape only. So
-// the Executor is the only pool of threads, and results do not depend on how many it has.
+// oneDNN as Debian builds it parallelises with OpenMP. Here each call into it runs on one thread (OpenMP's thread count
+// is set to one around it), and the work is cut over the columns of the result into slices that depend on the shape
+// only. So the Executor is the only pool of threads, and results do not depend on how many it has.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,8 @@ std::string Isa(WeightType type);
 
 // A weight matrix W [out, in], with an optional bias [out], packed for products x W^T.
 //
-// Layout: panels of 64 rows of W. A panel is [in / 2][64][2] for bf16 and [in][64] for f32, `in` padded to a multiple of
-// 32 with zeros and `out` to 64. These are oneDNN's BA16a64b2a and BA16a64b, asked for by name: chosen with
+// Layout: panels of 64 rows of W. A panel is [in / 2][64][2] for bf16 and [in][64] for f32, `in` padded to a multiple
+// of 32 with zeros and `out` to 64. These are oneDNN's BA16a64b2a and BA16a64b, asked for by name: chosen with
 // format_tag::any they came out the same, and known beforehand they are written straight from the file.
 class PackedLinear {
  public:
@@ -65,8 +65,8 @@ class Multiplier {
   explicit Multiplier(int64_t max_in);
   ~Multiplier();
 
-  // y = x W^T + bias. x: [M, in], y: [M, out], any row strides, not overlapping. With bf16 weights x is rounded to bf16;
-  // sums are f32. Once a shape (M up to rounding) has been seen nothing is allocated but what oneDNN's execute
+  // y = x W^T + bias. x: [M, in], y: [M, out], any row strides, not overlapping. With bf16 weights x is rounded to
+  // bf16; sums are f32. Once a shape (M up to rounding) has been seen nothing is allocated but what oneDNN's execute
   // itself takes and gives back (a map of its arguments).
   // Errors: a primitive that oneDNN cannot make or run (kInternal).
   Status Apply(Executor& executor, const PackedLinear& w, MatView<const float> x, MatView<float> y);

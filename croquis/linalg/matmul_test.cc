@@ -15,12 +15,13 @@
 namespace {
 std::atomic<int64_t> g_live{0};  // blocks allocated and not yet freed
 }
-void* operator new(size_t n) {
+// noinline: GCC otherwise sees through to malloc and free and calls them mismatched.
+[[gnu::noinline]] void* operator new(size_t n) {
   ++g_live;
   if (void* p = std::malloc(n)) return p;
   throw std::bad_alloc();
 }
-void operator delete(void* p) noexcept {
+[[gnu::noinline]] void operator delete(void* p) noexcept {
   g_live -= p != nullptr;
   std::free(p);
 }
@@ -52,7 +53,7 @@ float Rounded(float x, WeightType type) { return type == WeightType::kF32 ? x : 
 struct Shape {
   int64_t m, n, k;
 };
-constexpr Shape kShapes[] = {{1, 64, 32}, {1, 1, 1},   {3, 100, 80},   {1, 704, 256},  {5, 256, 704}, {16, 130, 33},
+constexpr Shape kShapes[] = {{1, 64, 32},  {1, 1, 1},    {3, 100, 80},  {1, 704, 256},  {5, 256, 704},  {16, 130, 33},
                              {17, 65, 96}, {64, 64, 64}, {255, 70, 50}, {256, 192, 64}, {300, 1408, 40}};
 
 // Against f64 sums of the rounded numbers. An f32 sum of k terms in any order is off by at most k 2^-24 sum |x w|.
@@ -131,7 +132,8 @@ TEST(Matmul, DoesNotDependOnThreads) {
   }
 }
 
-// oneDNN's execute makes and frees a map of its arguments (six blocks a call); nothing else may be taken, so nothing stays.
+// oneDNN's execute makes and frees a map of its arguments (six blocks a call); nothing else may be taken, so nothing
+// stays.
 TEST(Matmul, SecondCallOfAShapeTakesNothing) {
   Executor executor(2);
   const auto type = HasFastBf16() ? WeightType::kBf16 : WeightType::kF32;

@@ -84,7 +84,8 @@ Result<Arch> FindArch(const Json& root) {
   }
   if (type.empty() && cls.empty())
     return Corrupt("config.json names no architecture (model_type); known are " + KnownArchitectures());
-  return Unsupported("the architecture '" + (cls.empty() ? type : cls + "' (model_type '" + type + "')").substr(0, 200) +
+  return Unsupported("the architecture '" +
+                     (cls.empty() ? type : cls + "' (model_type '" + type + "')").substr(0, 200) +
                      (cls.empty() ? "'" : "") + " is not known; known are " + KnownArchitectures());
 }
 
@@ -92,12 +93,14 @@ Status ReadRope(const Json& root, Members& m, ModelConfig& c) {
   const Json* p = Member(root, "rope_parameters");
   if (p == nullptr) p = Member(root, "rope_scaling");
   c.rope_theta = m.Real("rope_theta", 10000);
-  if (m.Real("partial_rotary_factor", 1) != 1) m.Fail("asks for partial rotary embeddings, which are not computed", true);
+  if (m.Real("partial_rotary_factor", 1) != 1)
+    m.Fail("asks for partial rotary embeddings, which are not computed", true);
   if (p == nullptr) return {};
   if (!p->is_object()) return Corrupt("config.json: rope_parameters or rope_scaling is not an object");
   Members r(*p, "config.json: rope_parameters (or rope_scaling)");
   c.rope_theta = r.Real("rope_theta", c.rope_theta);
-  if (r.Real("partial_rotary_factor", 1) != 1) r.Fail("asks for partial rotary embeddings, which are not computed", true);
+  if (r.Real("partial_rotary_factor", 1) != 1)
+    r.Fail("asks for partial rotary embeddings, which are not computed", true);
   const std::string type = r.Text("rope_type", r.Text("type", "default"));
   RopeScaling& s = c.rope_scaling;
   if (type == "llama3") {
@@ -140,7 +143,8 @@ Status ReadWindows(const Json& root, Members& m, ModelConfig& c) {
     return {};
   }
   if (!types->is_array() || int64_t(types->size()) != c.layers)
-    return Corrupt("config.json: layer_types does not have one entry for each of the " + std::to_string(c.layers) + " layers");
+    return Corrupt("config.json: layer_types does not have one entry for each of the " + std::to_string(c.layers) +
+                   " layers");
   for (size_t l = 0; l < types->size(); ++l) {
     const Json& t = (*types)[l];
     if (t == "full_attention") {
@@ -161,7 +165,8 @@ std::string KnownArchitectures() {
 }
 
 Result<ModelConfig> ParseHfConfig(std::string_view text) {
-  CROQUIS_TRY(const Json root, ParseJson({reinterpret_cast<const std::byte*>(text.data()), text.size()}, "config.json"));
+  CROQUIS_TRY(const Json root,
+              ParseJson({reinterpret_cast<const std::byte*>(text.data()), text.size()}, "config.json"));
   if (!root.is_object()) return Corrupt("config.json is not a JSON object");
   ModelConfig c;
   CROQUIS_TRY(c.arch, FindArch(root));
@@ -200,14 +205,10 @@ Status CheckConfig(const ModelConfig& c) {
   const struct {
     const char* name;
     int64_t value, least, most;
-  } sizes[] = {{"layers", c.layers, 1, 1 << 12},
-               {"hidden size", c.hidden, 1, 1 << 18},
-               {"attention heads", c.heads, 1, 1 << 12},
-               {"key/value heads", c.kv_heads, 1, 1 << 12},
-               {"head dimension", c.head_dim, 8, 256},
-               {"intermediate size", c.intermediate, 1, 1 << 22},
-               {"vocabulary", c.vocab, 1, 1 << 24},
-               {"maximum position", c.max_position, 1, int64_t{1} << 31}};
+  } sizes[] = {{"layers", c.layers, 1, 1 << 12},         {"hidden size", c.hidden, 1, 1 << 18},
+               {"attention heads", c.heads, 1, 1 << 12}, {"key/value heads", c.kv_heads, 1, 1 << 12},
+               {"head dimension", c.head_dim, 8, 256},   {"intermediate size", c.intermediate, 1, 1 << 22},
+               {"vocabulary", c.vocab, 1, 1 << 24},      {"maximum position", c.max_position, 1, int64_t{1} << 31}};
   for (const auto& s : sizes)
     if (s.value < s.least || s.value > s.most)
       return Corrupt(std::string("the model's ") + s.name + " is " + std::to_string(s.value) + ", wanted " +
@@ -221,11 +222,11 @@ Status CheckConfig(const ModelConfig& c) {
   const RopeScaling& s = c.rope_scaling;
   if (s.type != RopeScaling::Type::kNone && !(s.factor > 0 && s.factor <= 1e6))
     return Corrupt("the factor of the model's RoPE scaling is not in (0, 1e6]");
-  if (s.type == RopeScaling::Type::kLlama3 &&
-      !(s.low_freq_factor > 0 && s.high_freq_factor > s.low_freq_factor && s.high_freq_factor < 1e6 &&
-        s.original_max_position > 0))
-    return Corrupt("the model's llama3 RoPE scaling wants 0 < low_freq_factor < high_freq_factor and a positive "
-                   "original_max_position_embeddings");
+  if (s.type == RopeScaling::Type::kLlama3 && !(s.low_freq_factor > 0 && s.high_freq_factor > s.low_freq_factor &&
+                                                s.high_freq_factor < 1e6 && s.original_max_position > 0))
+    return Corrupt(
+        "the model's llama3 RoPE scaling wants 0 < low_freq_factor < high_freq_factor and a positive "
+        "original_max_position_embeddings");
   return {};
 }
 

@@ -78,14 +78,16 @@ Result<ModelConfig> ConfigFromGguf(const GgufFile& file) {
   if (k.Int("rope.dimension_count", c.head_dim) != c.head_dim)
     return Unsupported("GGUF: only a part of each head is rotated (rope.dimension_count), which is not computed");
   const auto* embedding = file.FindTensor("token_embd.weight");
-  if (embedding == nullptr || embedding->shape.size() != 2) return Corrupt("GGUF: the file lacks the tensor token_embd.weight");
+  if (embedding == nullptr || embedding->shape.size() != 2)
+    return Corrupt("GGUF: the file lacks the tensor token_embd.weight");
   c.vocab = embedding->shape[0];
   const std::string scaling = k.Text("rope.scaling.type");
   if (scaling == "linear") {
     c.rope_scaling.type = RopeScaling::Type::kLinear;
     c.rope_scaling.factor = k.Real("rope.scaling.factor");
   } else if (!scaling.empty() && scaling != "none") {
-    return Unsupported("GGUF: the RoPE scaling '" + scaling.substr(0, 60) + "' is not computed; known are none, linear and "
+    return Unsupported("GGUF: the RoPE scaling '" + scaling.substr(0, 60) +
+                       "' is not computed; known are none, linear and "
                        "the table rope_freqs.weight of Llama 3");
   } else if (const double factor = k.Real("rope.scale_linear", 1); factor != 1) {
     c.rope_scaling.type = RopeScaling::Type::kLinear;

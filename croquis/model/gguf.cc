@@ -135,7 +135,8 @@ Result<RawTensor> ReadTensor(Reader& in, uint64_t index) {
   const auto dims = in.Number<uint32_t>();
   if (!in.ok()) return CutShort("tensor " + std::to_string(index));
   const std::string where = "tensor " + Quoted(t.tensor.name);
-  if (dims > kMaxDims) return Corrupt("GGUF: " + where + " has " + std::to_string(dims) + " dimensions, at most 4 are allowed");
+  if (dims > kMaxDims)
+    return Corrupt("GGUF: " + where + " has " + std::to_string(dims) + " dimensions, at most 4 are allowed");
   std::optional<int64_t> numbers = 1;
   for (uint32_t d = 0; d < dims; ++d) {
     const auto n = in.Number<uint64_t>();
@@ -282,7 +283,8 @@ std::optional<std::vector<double>> GgufFile::Reals(std::string_view key) const {
 Result<GgufFile> ParseGguf(std::span<const std::byte> file) {
   Reader in(file);
   const auto magic = in.Bytes(4);
-  if (!in.ok() || std::memcmp(magic.data(), "GGUF", 4) != 0) return Corrupt("not a GGUF file: it does not begin with 'GGUF'");
+  if (!in.ok() || std::memcmp(magic.data(), "GGUF", 4) != 0)
+    return Corrupt("not a GGUF file: it does not begin with 'GGUF'");
   GgufFile out;
   out.version_ = in.Number<uint32_t>();
   if (out.version_ == 0x02000000u || out.version_ == 0x03000000u)

@@ -13,17 +13,15 @@
 
 namespace croquis::model {
 
-enum class GgufType : uint32_t {
-  kU8 = 0, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64
-};
+enum class GgufType : uint32_t { kU8 = 0, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64 };
 
 // One metadata entry. `bytes` is the value as it stands in the file: a scalar, the characters of a string, or the
 // elements of an array one after another (strings with their 8-byte lengths), all checked to lie in the file.
 struct GgufValue {
   std::string_view key;
-  GgufType type = GgufType::kU8;     // of the value, or of an array's elements
+  GgufType type = GgufType::kU8;  // of the value, or of an array's elements
   bool is_array = false;
-  int64_t count = 1;                 // elements
+  int64_t count = 1;  // elements
   std::span<const std::byte> bytes;
 };
 
@@ -63,8 +61,8 @@ class GgufFile {
 };
 
 // Errors (kCorrupt, kUnsupported): magic, version, byte order, counts and lengths beyond the file, unknown value types,
-// nested arrays, duplicate keys or tensors, bad alignment, sizes that overflow, tensors outside the file or overlapping,
-// tensor types this build does not read.
+// nested arrays, duplicate keys or tensors, bad alignment, sizes that overflow, tensors outside the file or
+// overlapping, tensor types this build does not read.
 Result<GgufFile> ParseGguf(std::span<const std::byte> file);
 
 }  // namespace croquis::model

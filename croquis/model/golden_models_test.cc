@@ -1,5 +1,5 @@
-// Small models of every architecture: logits equal those that transformers computed (testdata/model_golden.json, written by
-// tests/peer/transformers_models.py --write-golden).
+// Small models of every architecture: logits equal those that transformers computed (testdata/model_golden.json,
+// written by tests/peer/transformers_models.py --write-golden).
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -16,7 +16,8 @@ namespace {
 using nlohmann::json;
 
 const json& Golden() {
-  static const json kGolden = json::parse(std::ifstream(CROQUIS_SOURCE_DIR "/croquis/model/testdata/model_golden.json"));
+  static const json kGolden =
+      json::parse(std::ifstream(CROQUIS_SOURCE_DIR "/croquis/model/testdata/model_golden.json"));
   return kGolden;
 }
 
@@ -28,8 +29,8 @@ std::vector<TestTensor> Tensors(const json& entry) {
 }
 
 // Logits of all ids, the last `decode` of them one at a time.
-Matrix<float> ComputeLogits(Model& model, Executor& executor, const std::vector<int32_t>& ids, int64_t chunk, int64_t decode,
-                  const char* kv = "f32") {
+Matrix<float> ComputeLogits(Model& model, Executor& executor, const std::vector<int32_t>& ids, int64_t chunk,
+                            int64_t decode, const char* kv = "f32") {
   const int64_t n = int64_t(ids.size()), prompt = n - decode;
   auto config = model.CacheTemplate();
   config.capacity = n;
@@ -154,21 +155,24 @@ TEST(GoldenModels, Stories260K) {
   ASSERT_NE((*model)->tokenizer(), nullptr);
   const std::string text = (*model)->tokenizer()->Decode(ids);
   const std::string want =
-      "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, "
+      "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a "
+      "big, "
       "red ball. She wanted to play with it, but it was too high.";
   EXPECT_EQ(text.substr(0, want.size()), want);
 }
 
-// The bundled model on a sentence: the mean loss that transformers 5.23 computes in f32 for the same 73 ids is 3.06888. bf16
-// products and an f16 cache move it by a few 1e-4.
+// The bundled model on a sentence: the mean loss that transformers 5.23 computes in f32 for the same 73 ids is 3.06888.
+// bf16 products and an f16 cache move it by a few 1e-4.
 TEST(GoldenModels, Bundled) {
   Executor executor(2);
   auto model = Model::Load(CROQUIS_SOURCE_DIR "/models/croquis-4m", executor);
   ASSERT_TRUE(model) << model.error().message;
   ASSERT_NE((*model)->tokenizer(), nullptr);
   const auto ids = (*model)->tokenizer()->Encode(
-      "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, it was "
-      "the epoch of belief, it was the epoch of incredulity, it was the season of Light, it was the season of Darkness.");
+      "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "
+      "it was "
+      "the epoch of belief, it was the epoch of incredulity, it was the season of Light, it was the season of "
+      "Darkness.");
   ASSERT_TRUE(ids);
   const auto logits = ComputeLogits(**model, executor, *ids, 256, 10, "f16");
   double loss = 0;

@@ -1,8 +1,8 @@
 #include "croquis/model/llama2c.h"
 
 #include <array>
-#include <cstring>
 #include <cstdlib>
+#include <cstring>
 
 #include "croquis/base/memory.h"
 
@@ -14,12 +14,12 @@ struct Field {
   int32_t least, most;
 };
 constexpr std::array<Field, 7> kFields = {{{"dim", 8, 1 << 16},
-                                          {"hidden_dim", 1, 1 << 18},
-                                          {"n_layers", 1, 1 << 10},
-                                          {"n_heads", 1, 1 << 10},
-                                          {"n_kv_heads", 1, 1 << 10},
-                                          {"vocab_size", 1, 1 << 22},
-                                          {"seq_len", 1, 1 << 24}}};
+                                           {"hidden_dim", 1, 1 << 18},
+                                           {"n_layers", 1, 1 << 10},
+                                           {"n_heads", 1, 1 << 10},
+                                           {"n_kv_heads", 1, 1 << 10},
+                                           {"vocab_size", 1, 1 << 22},
+                                           {"seq_len", 1, 1 << 24}}};
 
 // Hands out consecutive f32 tensors; counts in 64 bits, so sizes from checked fields cannot overflow (all below 2^60).
 class Cursor {
@@ -89,8 +89,9 @@ Result<Llama2cFile> ParseLlama2c(std::span<const std::byte> file) {
   in.Take(c.max_position * c.head_dim);  // tables of cosines and sines, which are computed here
   if (!tied) add("lm_head.weight", {c.vocab, c.hidden});
   if (!in.ok() || in.at() != file.size())
-    return Corrupt("not a llama2.c checkpoint, or damaged: its header asks for " + std::string(in.ok() ? "" : "at least ") +
-                   std::to_string(in.at()) + " bytes, the file has " + std::to_string(file.size()));
+    return Corrupt("not a llama2.c checkpoint, or damaged: its header asks for " +
+                   std::string(in.ok() ? "" : "at least ") + std::to_string(in.at()) + " bytes, the file has " +
+                   std::to_string(file.size()));
   return out;
 }
 

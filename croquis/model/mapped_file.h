@@ -10,8 +10,8 @@
 
 namespace croquis::model {
 
-// Pages are read when touched and belong to the system's file cache, not to the process. Changing or truncating the file
-// while it is mapped is outside of what can be checked, as for every program that maps files.
+// Pages are read when touched and belong to the system's file cache, not to the process. Changing or truncating the
+// file while it is mapped is outside of what can be checked, as for every program that maps files.
 class MappedFile {
  public:
   // Errors: no such file, not a regular file, no permission, empty.

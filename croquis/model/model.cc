@@ -36,8 +36,9 @@ Result<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& path, int64_
   if (extension == ".json") return ParseTokenizerJson(file->bytes());
   if (extension == ".model") return ParseSentencePiece(file->bytes());
   if (extension == ".bin") return MakeLlama2cTokenizer(file->bytes(), vocab);
-  return Unsupported("a tokenizer of this kind is not read; wanted a folder, tokenizer.json, tokenizer.model, or llama2.c's "
-                     "tokenizer .bin");
+  return Unsupported(
+      "a tokenizer of this kind is not read; wanted a folder, tokenizer.json, tokenizer.model, or llama2.c's "
+      "tokenizer .bin");
 }
 
 bool HasTokenizer(const fs::path& folder) {
@@ -83,7 +84,8 @@ Result<Parts> Open(const std::string& path) {
   const auto extension = fs::path(path).extension();
   if (extension == ".gguf") return OpenGguf(file);
   if (extension == ".bin") return OpenLlama2c(file);
-  return Unsupported("a model of this kind is not read; wanted a Hugging Face folder, a .gguf file, or llama2.c's .bin");
+  return Unsupported(
+      "a model of this kind is not read; wanted a Hugging Face folder, a .gguf file, or llama2.c's .bin");
 }
 
 }  // namespace

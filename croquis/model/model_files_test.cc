@@ -36,8 +36,10 @@ void ExpectError(const R& result, const std::string& words, Code code = Code::kC
 }
 
 TEST(Safetensors, ReadsATable) {
-  const auto file = Header(R"({"__metadata__":{"format":"pt"},"b":{"dtype":"BF16","shape":[2,3],"data_offsets":[4,16]},)"
-                           R"("a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}   )", 16);
+  const auto file =
+      Header(R"({"__metadata__":{"format":"pt"},"b":{"dtype":"BF16","shape":[2,3],"data_offsets":[4,16]},)"
+             R"("a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}   )",
+             16);
   const auto table = ParseSafetensorsHeader(Bytes(file));
   ASSERT_TRUE(table) << table.error().message;
   ASSERT_EQ(table->size(), 2u);
@@ -69,19 +71,27 @@ TEST(Safetensors, RefusesDamage) {
   ExpectError(one(R"("dtype":"F32","shape":[1],"data_offsets":[0,4])", 8), "4 bytes after the last tensor");
   ExpectError(one(R"("dtype":"F32","shape":[-2],"data_offsets":[0,8])", 8), "negative number");
   ExpectError(one(R"("dtype":"F32","shape":[2.0],"data_offsets":[0,8])", 8), "fraction");
-  ExpectError(one(R"("dtype":"F32","shape":[1152921504606846976,1152921504606846976],"data_offsets":[0,8])", 8), "64 bits");
+  ExpectError(one(R"("dtype":"F32","shape":[1152921504606846976,1152921504606846976],"data_offsets":[0,8])", 8),
+              "64 bits");
   ExpectError(one(R"("dtype":"F32","shape":[99999999999999999999],"data_offsets":[0,8])", 8), "fraction");
   ExpectError(one(R"("dtype":"F32","shape":[1,1,1,1,1,1,1,1,2],"data_offsets":[0,8])", 8), "more than 8 dimensions");
   ExpectError(one(R"("dtype":"F32","shape":[[2]],"data_offsets":[0,8])", 8), "an array where none belongs");
-  ExpectError(parse(R"({"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"v":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}})",
-                    6), "overlap");
-  ExpectError(parse(R"({"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"w":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
-                    8), "'w' is there twice");
+  ExpectError(
+      parse(
+          R"({"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"v":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}})",
+          6),
+      "overlap");
+  ExpectError(
+      parse(
+          R"({"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"w":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+          8),
+      "'w' is there twice");
   ExpectError(parse(R"({"w":)" + std::string(100000, '[') + "}", 0), "an array where none belongs");
 }
 
 TEST(Safetensors, IndexNamesPlainFiles) {
-  const auto index = ParseSafetensorsIndex(R"({"metadata":{"total_size":8},"weight_map":{"b":"2.safetensors","a":"1.safetensors"}})");
+  const auto index =
+      ParseSafetensorsIndex(R"({"metadata":{"total_size":8},"weight_map":{"b":"2.safetensors","a":"1.safetensors"}})");
   ASSERT_TRUE(index) << index.error().message;
   EXPECT_EQ(index->files, (std::vector<std::string>{"1.safetensors", "2.safetensors"}));
   EXPECT_EQ(index->tensors[1], (std::pair<std::string, size_t>{"b", 1}));
@@ -95,7 +105,10 @@ TEST(Safetensors, IndexNamesPlainFiles) {
 GgufWriter SmallGguf(uint32_t version = 3) {
   GgufWriter w(version);
   w.Text("general.architecture", "llama").Scalar("a.u8", 0, uint8_t{200}).Scalar("a.i16", 3, int16_t{-7});
-  w.Scalar("a.f32", 6, 2.5f).Scalar("a.f64", 12, -0.25).Scalar("a.bool", 7, uint8_t{1}).Scalar("a.u64", 10, ~uint64_t{0});
+  w.Scalar("a.f32", 6, 2.5f)
+      .Scalar("a.f64", 12, -0.25)
+      .Scalar("a.bool", 7, uint8_t{1})
+      .Scalar("a.u64", 10, ~uint64_t{0});
   w.Strings("a.list", {"x", "", "yz"});
   w.Tensor({"t", {2, 3}, {1, 2, 3, 4, 5, 6}}).Tensor({"s", {1}, {7}});
   return w;
@@ -220,9 +233,10 @@ TEST(Llama2c, SizesMustAgree) {
 }
 
 json BaseConfig() {
-  return {{"model_type", "llama"},       {"hidden_size", 32},        {"num_hidden_layers", 1}, {"num_attention_heads", 4},
-          {"intermediate_size", 48},     {"vocab_size", 10},         {"num_key_value_heads", 2}, {"rms_norm_eps", 1e-5},
-          {"tie_word_embeddings", true}, {"max_position_embeddings", 128}};
+  return {{"model_type", "llama"},         {"hidden_size", 32},       {"num_hidden_layers", 1},
+          {"num_attention_heads", 4},      {"intermediate_size", 48}, {"vocab_size", 10},
+          {"num_key_value_heads", 2},      {"rms_norm_eps", 1e-5},    {"tie_word_embeddings", true},
+          {"max_position_embeddings", 128}};
 }
 
 TEST(Config, RefusesWhatItCannotCompute) {
@@ -232,8 +246,10 @@ TEST(Config, RefusesWhatItCannotCompute) {
     return ParseHfConfig(c.dump());
   };
   ASSERT_TRUE(ParseHfConfig(BaseConfig().dump()));
-  ExpectError(parse("model_type", "gemma3"), "'gemma3' is not known; known are llama, mistral, qwen2, qwen3", Code::kUnsupported);
-  ExpectError(parse("architectures", {"LlamaForSequenceClassification"}), "LlamaForSequenceClassification", Code::kUnsupported);
+  ExpectError(parse("model_type", "gemma3"), "'gemma3' is not known; known are llama, mistral, qwen2, qwen3",
+              Code::kUnsupported);
+  ExpectError(parse("architectures", {"LlamaForSequenceClassification"}), "LlamaForSequenceClassification",
+              Code::kUnsupported);
   ExpectError(parse("hidden_act", "gelu"), "'gelu'", Code::kUnsupported);
   ExpectError(parse("rope_scaling", {{"type", "yarn"}, {"factor", 4}}), "'yarn'", Code::kUnsupported);
   ExpectError(parse("rope_scaling", {{"rope_type", "llama3"}}), "lacks 'factor'");
@@ -357,7 +373,8 @@ TEST(Model, SizesAreCheckedBeforeMemoryIsTaken) {
   c["head_dim"] = 256;
   const TempFolder folder;
   folder.Write("config.json", c.dump());
-  folder.Write("model.safetensors", SafetensorsBytes({{"model.embed_tokens.weight", {10, 32}, std::vector<float>(320)}}));
+  folder.Write("model.safetensors",
+               SafetensorsBytes({{"model.embed_tokens.weight", {10, 32}, std::vector<float>(320)}}));
   Executor executor(1);
   ExpectError(Model::Load(folder.path(), executor), "the configuration says [16777216, 262144]");
 }
@@ -375,14 +392,16 @@ TEST(Ops, EqualTheirFormulas) {
     for (const float v : x) sum += double(v) * double(v);
     RmsNorm(x.data(), w.data(), 1e-5, n, out.data());
     for (size_t i = 0; i < x.size(); ++i)
-      EXPECT_NEAR(out[i], double(x[i]) / std::sqrt(sum / double(n) + 1e-5) * double(w[i]), 1e-6 * std::fabs(double(out[i])) + 1e-12);
+      EXPECT_NEAR(out[i], double(x[i]) / std::sqrt(sum / double(n) + 1e-5) * double(w[i]),
+                  1e-6 * std::fabs(double(out[i])) + 1e-12);
     SiluMul(gate.data(), w.data(), n, out.data());
     for (size_t i = 0; i < x.size(); ++i) {
       const double g = double(gate[i]), want = g / (1 + std::exp(-g)) * double(w[i]);
       EXPECT_NEAR(out[i], want, 5e-7 * std::fabs(want) + 1e-35) << gate[i];
     }
     EXPECT_TRUE(AllFinite(x.data(), n));
-    for (const float bad : {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    for (const float bad :
+         {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(), std::nanf("")}) {
       auto y = x;
       y[size_t(n / 2)] = bad;
       EXPECT_FALSE(AllFinite(y.data(), n));

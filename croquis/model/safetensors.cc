@@ -99,7 +99,8 @@ class HeaderHandler : public Refusing {
     if (depth_ == 2 && metadata_) return true;
     if (depth_ != 2 || array_ != nullptr || key_ != "dtype" || !entries.back().dtype.empty())
       return Fail("text " + Quoted(s) + " where none belongs");
-    if (DtypeBytes(s) == 0) return Fail("tensor " + Quoted(entries.back().name) + " has the unknown dtype " + Quoted(s));
+    if (DtypeBytes(s) == 0)
+      return Fail("tensor " + Quoted(entries.back().name) + " has the unknown dtype " + Quoted(s));
     entries.back().dtype = s;
     return true;
   }
@@ -180,8 +181,7 @@ class IndexHandler : public Refusing {
 };
 
 Status CheckEntries(std::vector<RawEntry>& entries, uint64_t data_bytes) {
-  std::sort(entries.begin(), entries.end(),
-            [](const RawEntry& a, const RawEntry& b) { return a.offsets < b.offsets; });
+  std::sort(entries.begin(), entries.end(), [](const RawEntry& a, const RawEntry& b) { return a.offsets < b.offsets; });
   uint64_t end = 0;
   for (const RawEntry& e : entries) {
     const std::string name = "tensor " + Quoted(e.name);
@@ -195,11 +195,13 @@ Status CheckEntries(std::vector<RawEntry>& entries, uint64_t data_bytes) {
     std::optional<int64_t> size = DtypeBytes(e.dtype);
     for (const int64_t n : e.shape) size = size ? CheckedMul(*size, n) : size;
     if (!size || uint64_t(*size) != e.offsets[1] - e.offsets[0])
-      return Corrupt(name + " has " + std::to_string(e.offsets[1] - e.offsets[0]) + " bytes, but its shape and dtype say " +
+      return Corrupt(name + " has " + std::to_string(e.offsets[1] - e.offsets[0]) +
+                     " bytes, but its shape and dtype say " +
                      (size ? std::to_string(*size) : "more than fits 64 bits"));
   }
   if (end != data_bytes)
-    return Corrupt(std::to_string(data_bytes - end) + " bytes after the last tensor: the file is not what its header says");
+    return Corrupt(std::to_string(data_bytes - end) +
+                   " bytes after the last tensor: the file is not what its header says");
   return {};
 }
 
@@ -207,8 +209,7 @@ Status CheckEntries(std::vector<RawEntry>& entries, uint64_t data_bytes) {
 
 Result<std::vector<SafetensorsEntry>> ParseSafetensorsHeader(std::span<const std::byte> file) {
   uint64_t length = 0;
-  if (file.size() < sizeof length)
-    return Corrupt("not a safetensors file: " + std::to_string(file.size()) + " bytes");
+  if (file.size() < sizeof length) return Corrupt("not a safetensors file: " + std::to_string(file.size()) + " bytes");
   std::memcpy(&length, file.data(), sizeof length);
   const uint64_t rest = file.size() - sizeof length;
   if (length > std::min(rest, kMaxHeader))

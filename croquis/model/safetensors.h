@@ -1,5 +1,5 @@
-// The safetensors format (github.com/huggingface/safetensors, README "Format"): an 8-byte little-endian header length, a
-// JSON header, then the tensors' bytes.
+// The safetensors format (github.com/huggingface/safetensors, README "Format"): an 8-byte little-endian header length,
+// a JSON header, then the tensors' bytes.
 #pragma once
 
 #include <cstddef>
@@ -21,9 +21,9 @@ struct SafetensorsEntry {
   std::span<const std::byte> bytes;  // into the memory that was parsed
 };
 
-// The table of a file, sorted by name. Errors (kCorrupt, kUnsupported): a header length beyond the file or 100 MB, a header
-// that is not the JSON of the format, unknown dtypes, duplicate names, shapes that overflow or do not match their bytes,
-// offsets outside the file, overlapping, or leaving holes.
+// The table of a file, sorted by name. Errors (kCorrupt, kUnsupported): a header length beyond the file or 100 MB, a
+// header that is not the JSON of the format, unknown dtypes, duplicate names, shapes that overflow or do not match
+// their bytes, offsets outside the file, overlapping, or leaving holes.
 Result<std::vector<SafetensorsEntry>> ParseSafetensorsHeader(std::span<const std::byte> file);
 
 // The shard files of a model.safetensors.index.json, sorted, and each tensor's shard. Errors: not that JSON, names of

@@ -98,7 +98,8 @@ class Transformer final : public Model {
                  int64_t chunk, Progress progress, void* context) override;
 
  private:
-  Status Check(std::span<const int32_t> tokens, const kvcache::KvCache& cache, MatView<float> logits, int64_t chunk) const;
+  Status Check(std::span<const int32_t> tokens, const kvcache::KvCache& cache, MatView<float> logits,
+               int64_t chunk) const;
   Status Chunk(Executor& executor, std::span<const int32_t> tokens, kvcache::KvCache& cache, MatView<float> logits);
   Status Embed(std::span<const int32_t> tokens, int64_t position);
   Status Attention(Executor& executor, int64_t layer, int64_t n, kvcache::KvCache& cache);
@@ -132,8 +133,8 @@ Status Transformer::Check(std::span<const int32_t> tokens, const kvcache::KvCach
                            std::to_string(config_.head_dim));
   if (chunk < 1) return InvalidArgument("a chunk of " + std::to_string(chunk) + " tokens; wanted at least 1");
   if (logits.rows > int64_t(tokens.size()) || (logits.rows > 0 && logits.cols != config_.vocab))
-    return InvalidArgument("logits of [" + std::to_string(logits.rows) + ", " + std::to_string(logits.cols) +
-                           "] for " + std::to_string(tokens.size()) + " tokens and a vocabulary of " +
+    return InvalidArgument("logits of [" + std::to_string(logits.rows) + ", " + std::to_string(logits.cols) + "] for " +
+                           std::to_string(tokens.size()) + " tokens and a vocabulary of " +
                            std::to_string(config_.vocab));
   if (int64_t(tokens.size()) > k.capacity - cache.length())
     return OutOfRange(std::to_string(tokens.size()) + " more tokens do not fit: the cache holds " +
@@ -201,9 +202,8 @@ Status Transformer::Attention(Executor& executor, int64_t layer, int64_t n, kvca
   const auto& w = weights_.layers[size_t(layer)];
   const int64_t d = config_.head_dim, q_heads = config_.heads, kv_heads = config_.kv_heads;
   const auto hidden = a_.hidden.View().Rows(0, n), x = a_.x.View().Rows(0, n), qkv = a_.qkv.View().Rows(0, n);
-  EachRow(executor, n, [&](int64_t r) {
-    RmsNorm(hidden.Row(r), w.attn_norm.data(), config_.rms_eps, config_.hidden, x.Row(r));
-  });
+  EachRow(executor, n,
+          [&](int64_t r) { RmsNorm(hidden.Row(r), w.attn_norm.data(), config_.rms_eps, config_.hidden, x.Row(r)); });
   CROQUIS_CHECK_OK(multiplier_.Apply(executor, w.qkv, x, qkv));
   EachRow(executor, n, [&](int64_t r) {
     for (int64_t h = 0; h < q_heads + kv_heads; ++h) {
@@ -231,9 +231,8 @@ Status Transformer::Mlp(Executor& executor, const TransformerWeights::Layer& w, 
   const int64_t wide = config_.intermediate;
   const auto hidden = a_.hidden.View().Rows(0, n), x = a_.x.View().Rows(0, n);
   const auto gate_up = a_.gate_up.View().Rows(0, n), act = a_.act.View().Rows(0, n);
-  EachRow(executor, n, [&](int64_t r) {
-    RmsNorm(hidden.Row(r), w.mlp_norm.data(), config_.rms_eps, config_.hidden, x.Row(r));
-  });
+  EachRow(executor, n,
+          [&](int64_t r) { RmsNorm(hidden.Row(r), w.mlp_norm.data(), config_.rms_eps, config_.hidden, x.Row(r)); });
   CROQUIS_CHECK_OK(multiplier_.Apply(executor, w.gate_up, x, gate_up));
   EachRow(executor, n, [&](int64_t r) { SiluMul(gate_up.Row(r), gate_up.Row(r) + wide, wide, act.Row(r)); });
   CROQUIS_CHECK_OK(multiplier_.Apply(executor, w.down, act, x));

@@ -20,15 +20,15 @@ struct TransformerWeights {
   std::vector<Layer> layers;
   std::vector<float> final_norm;
   linalg::PackedLinear head;
-  WeightTensor embedding;           // [vocab, hidden], read row by row from the file
-  std::vector<double> inv_freq;     // [head_dim / 2]
+  WeightTensor embedding;        // [vocab, hidden], read row by row from the file
+  std::vector<double> inv_freq;  // [head_dim / 2]
   linalg::WeightType type = linalg::WeightType::kF32;
 
   int64_t Bytes() const;
 };
 
-// Packs the tensors of `set`. Errors: missing tensors, wrong shapes, tensors that the architecture does not use, not enough
-// memory (checked before any is taken), a bf16 request where the machine has none.
+// Packs the tensors of `set`. Errors: missing tensors, wrong shapes, tensors that the architecture does not use, not
+// enough memory (checked before any is taken), a bf16 request where the machine has none.
 Result<TransformerWeights> LoadTransformer(const WeightSet& set, const ModelConfig& config, Executor& executor,
                                            LoadOptions::Dtype dtype);
 

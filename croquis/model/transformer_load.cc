@@ -149,7 +149,8 @@ Result<TransformerWeights> LoadTransformer(const WeightSet& set, const ModelConf
   w.layers.resize(size_t(c.layers));
   for (size_t i = 0; i < w.layers.size() && packer.status(); ++i) {
     auto& l = w.layers[i];
-    const std::string layer = "model.layers." + std::to_string(i) + ".", attn = layer + "self_attn.", mlp = layer + "mlp.";
+    const std::string layer = "model.layers." + std::to_string(i) + ".", attn = layer + "self_attn.",
+                      mlp = layer + "mlp.";
     packer.Vector(&l.attn_norm, layer + "input_layernorm.weight", c.hidden);
     packer.Vector(&l.mlp_norm, layer + "post_attention_layernorm.weight", c.hidden);
     if (c.qk_norm) {
@@ -158,7 +159,8 @@ Result<TransformerWeights> LoadTransformer(const WeightSet& set, const ModelConf
     }
     packer.Linear(&l.qkv, c.hidden, {{attn + "q_proj", q}, {attn + "k_proj", kv}, {attn + "v_proj", kv}}, c.qkv_bias);
     packer.Linear(&l.o, q, {{attn + "o_proj", c.hidden}}, c.o_bias);
-    packer.Linear(&l.gate_up, c.hidden, {{mlp + "gate_proj", c.intermediate}, {mlp + "up_proj", c.intermediate}}, c.mlp_bias);
+    packer.Linear(&l.gate_up, c.hidden, {{mlp + "gate_proj", c.intermediate}, {mlp + "up_proj", c.intermediate}},
+                  c.mlp_bias);
     packer.Linear(&l.down, c.intermediate, {{mlp + "down_proj", c.hidden}}, c.mlp_bias);
   }
   packer.Vector(&w.final_norm, "model.norm.weight", c.hidden);

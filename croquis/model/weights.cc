@@ -41,8 +41,9 @@ std::string Translate(std::string_view name, bool to_gguf) {
   const std::string_view part = name.substr(dot + 1, last - dot - 1);
   for (const auto& [gguf, hf] : kLayerNames)
     if (part == (to_gguf ? hf : gguf))
-      return std::string(to_gguf ? kGgufLayer : kLayer) + std::string(name.substr(prefix.size(), dot - prefix.size() + 1)) +
-             std::string(to_gguf ? gguf : hf) + std::string(name.substr(last));
+      return std::string(to_gguf ? kGgufLayer : kLayer) +
+             std::string(name.substr(prefix.size(), dot - prefix.size() + 1)) + std::string(to_gguf ? gguf : hf) +
+             std::string(name.substr(last));
   return std::string(name);
 }
 
@@ -79,8 +80,9 @@ Result<SafetensorsIndex> FindShards(const std::string& folder) {
     if (it->path().extension() == ".safetensors") found.files.push_back(it->path().filename().string());
   if (found.files.size() == 1) return found;
   return NotFound(folder + ": wanted model.safetensors or model.safetensors.index.json, found " +
-                  (found.files.empty() ? "no .safetensors file" : std::to_string(found.files.size()) + " .safetensors files "
-                                                                  "and no index") +
+                  (found.files.empty() ? "no .safetensors file"
+                                       : std::to_string(found.files.size()) + " .safetensors files "
+                                                                              "and no index") +
                   "; PyTorch's .bin checkpoints are not read, convert them to safetensors");
 }
 
@@ -116,7 +118,8 @@ Result<WeightSet> WeightSet::FromFolder(const std::string& folder) {
   }
   for (const auto& [name, shard] : index.tensors)
     if (set.Find(name) == nullptr)
-      return Corrupt(folder + "/" + index.files[shard] + ": lacks the tensor " + name + " that the index says it holds");
+      return Corrupt(folder + "/" + index.files[shard] + ": lacks the tensor " + name +
+                     " that the index says it holds");
   return set;
 }
 
@@ -125,8 +128,8 @@ Result<WeightSet> WeightSet::FromGguf(const GgufFile& gguf, std::shared_ptr<cons
   set.gguf_ = true;
   for (const GgufTensor& t : gguf.tensors()) {
     const auto type = codecs::GgmlType(t.type);
-    CROQUIS_CHECK_OK(set.Add(NameFromGguf(t.name), WeightTensor{std::string(t.name), std::string(codecs::Name(type)), true,
-                                                                type, t.shape, t.bytes}));
+    CROQUIS_CHECK_OK(set.Add(NameFromGguf(t.name), WeightTensor{std::string(t.name), std::string(codecs::Name(type)),
+                                                                true, type, t.shape, t.bytes}));
   }
   set.files_.push_back(std::move(file));
   return set;

@@ -3,8 +3,8 @@
 //
 // usage: croquis_logits MODEL [--dtype f32|bf16] [--kv SPEC] [--chunk N] [--threads N] [--decode N] [--generate N]
 //                       [--out FILE] ID...
-// The last --decode of the ids run one at a time. --out gets the logits of all ids as f32 [ids, vocab]. --generate prints N
-// greedy ids after the given ones. One line of JSON tells what ran.
+// The last --decode of the ids run one at a time. --out gets the logits of all ids as f32 [ids, vocab]. --generate
+// prints N greedy ids after the given ones. One line of JSON tells what ran.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -74,17 +74,20 @@ Status Main(const Options& o) {
   CROQUIS_TRY(auto cache, kvcache::KvCache::Make(config));
   Matrix<float> logits(n, vocab);
   const int64_t prompt = n - o.decode;
-  CROQUIS_CHECK_OK(m->Forward(executor, std::span(o.ids).first(size_t(prompt)), *cache, logits.View().Rows(0, prompt), o.chunk));
+  CROQUIS_CHECK_OK(
+      m->Forward(executor, std::span(o.ids).first(size_t(prompt)), *cache, logits.View().Rows(0, prompt), o.chunk));
   for (int64_t t = prompt; t < n; ++t)
-    CROQUIS_CHECK_OK(m->Forward(executor, std::span(o.ids).subspan(size_t(t), 1), *cache, logits.View().Rows(t, 1), o.chunk));
+    CROQUIS_CHECK_OK(
+        m->Forward(executor, std::span(o.ids).subspan(size_t(t), 1), *cache, logits.View().Rows(t, 1), o.chunk));
   if (!o.out.empty()) {
     FILE* f = std::fopen(o.out.c_str(), "wb");
     if (f == nullptr) return IoError("cannot write " + o.out);
     std::fwrite(logits.data(), sizeof(float), size_t(n * vocab), f);
     std::fclose(f);
   }
-  std::printf("{\"compute\": \"%s\", \"layers\": %lld, \"vocab\": %lld, \"generated\": [", std::string(m->Compute()).c_str(),
-              static_cast<long long>(m->config().layers), static_cast<long long>(vocab));
+  std::printf("{\"compute\": \"%s\", \"layers\": %lld, \"vocab\": %lld, \"generated\": [",
+              std::string(m->Compute()).c_str(), static_cast<long long>(m->config().layers),
+              static_cast<long long>(vocab));
   const float* last = logits.Row(n - 1);
   Matrix<float> next(1, vocab);
   const auto start = std::chrono::steady_clock::now();
