@@ -9,9 +9,7 @@ namespace {
 
 constexpr char kPrefix[] = "tokenizer.ggml.";
 
-Error WrongKind(const std::string& key, const char* wanted) {
-  return Corrupt("GGUF: " + key + " is not " + wanted);
-}
+Error WrongKind(const std::string& key, const char* wanted) { return Corrupt("GGUF: " + key + " is not " + wanted); }
 
 }  // namespace
 

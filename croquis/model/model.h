@@ -28,7 +28,7 @@ struct ModelConfig {
   std::string name;  // folder or file name
   int64_t layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, intermediate = 0, vocab = 0;
   int64_t max_position = 0;
-  int64_t sliding_window = 0;  // 0: none
+  int64_t sliding_window = 0;          // 0: none
   std::vector<int64_t> layer_windows;  // window of each layer where layers differ (Qwen); empty: sliding_window for all
   double rms_eps = 1e-5, rope_theta = 10000;
   RopeScaling rope_scaling;
@@ -41,15 +41,20 @@ struct ModelConfig {
 };
 
 struct LoadOptions {
-  enum class Dtype : uint8_t { kAuto, kF32, kBf16 } dtype = Dtype::kAuto;  // of matrix products; auto: bf16 where the machine
-                                                                   // has it, but f32 for files that hold f32
-  std::string tokenizer;  // path of a tokenizer when the model does not carry one (llama2.c's tok512.bin)
+  enum class Dtype : uint8_t {
+    kAuto,
+    kF32,
+    kBf16
+  } dtype = Dtype::kAuto;  // of matrix products; auto: bf16 where the machine
+                           // has it, but f32 for files that hold f32
+  std::string tokenizer;   // path of a tokenizer when the model does not carry one (llama2.c's tok512.bin)
 };
 
 class Model {
  public:
   // A Hugging Face folder, a .gguf file, or llama2.c's .bin. Errors name the file, what was wanted and what was got.
-  static Result<std::unique_ptr<Model>> Load(const std::string& path, Executor& executor, const LoadOptions& options = {});
+  static Result<std::unique_ptr<Model>> Load(const std::string& path, Executor& executor,
+                                             const LoadOptions& options = {});
   virtual ~Model() = default;
 
   virtual const ModelConfig& config() const = 0;
@@ -65,7 +70,8 @@ class Model {
   // Runs `tokens` at positions cache.length() .. and commits them. logits: [n, vocab] for the last n = logits.rows
   // positions (0 rows: none wanted). Long inputs are cut into chunks of `chunk` tokens. `progress` (may be null) is
   // called with the tokens done after each chunk; returning false stops with an error. Errors: token ids outside the
-  // vocabulary, capacity, NaN or infinite activations (named with layer and position). On error the cache is as before the failing chunk.
+  // vocabulary, capacity, NaN or infinite activations (named with layer and position). On error the cache is as before
+  // the failing chunk.
   using Progress = bool (*)(void* context, int64_t done, int64_t total);
   virtual Status Forward(Executor& executor, std::span<const int32_t> tokens, kvcache::KvCache& cache,
                          MatView<float> logits, int64_t chunk = 256, Progress progress = nullptr,
