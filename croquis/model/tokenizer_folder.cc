@@ -128,7 +128,7 @@ Result<std::unique_ptr<Tokenizer>> FromVocabMerges(const fs::path& folder, Folde
   return ParseVocabMerges(Bytes(vocab), Bytes(merges), qwen2, hints);
 }
 
-Error InFolder(const fs::path& path, Error error) { return {error.code, path.string() + ": " + error.message}; }
+Error InFolder(const fs::path& path, const Error& error) { return {error.code, path.string() + ": " + error.message}; }
 
 }  // namespace
 
@@ -148,7 +148,7 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::FromFolder(const std::string& fold
     return NotFound("no tokenizer here: wanted tokenizer.json, tokenizer.model, or vocab.json and merges.txt");
   };
   auto result = load();
-  if (!result) return InFolder(path, std::move(result).error());
+  if (!result) return InFolder(path, result.error());
   return result;
 }
 

@@ -49,6 +49,12 @@ Status ReadMerges(const Json* merges, BpeData& data) {
   return {};
 }
 
+Status RefuseAffix(const Json& model, const char* key, const std::string& where) {
+  CROQUIS_TRY(const std::string affix, StringMember(model, key, "", where));
+  if (!affix.empty()) return Unsupported(where + ": " + key + " '" + affix + "' is not supported");
+  return {};
+}
+
 Result<BpeData> ReadModel(const Json& root) {
   const std::string where = "tokenizer.json: model";
   const Json* model = Member(root, "model");
@@ -62,10 +68,8 @@ Result<BpeData> ReadModel(const Json& root) {
   if (const Json* dropout = Member(*model, "dropout"); dropout != nullptr && *dropout != 0) {
     return Unsupported(where + ": BPE dropout is not supported (it makes encoding random): set it to null");
   }
-  for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
-    CROQUIS_TRY(const std::string affix, StringMember(*model, key, "", where));
-    if (!affix.empty()) return Unsupported(where + ": " + key + " '" + affix + "' is not supported");
-  }
+  CROQUIS_CHECK_OK(RefuseAffix(*model, "continuing_subword_prefix", where));
+  CROQUIS_CHECK_OK(RefuseAffix(*model, "end_of_word_suffix", where));
   CROQUIS_TRY(data.unk_token, StringMember(*model, "unk_token", "", where));
   CROQUIS_TRY(data.fuse_unk, BoolMember(*model, "fuse_unk", false, where));
   CROQUIS_TRY(data.byte_fallback, BoolMember(*model, "byte_fallback", false, where));
@@ -112,7 +116,7 @@ void MergeAdded(const std::vector<AddedToken>& more, const TokenLookup& ids, int
 }
 
 // The table of tokens, and everything that needs all ids.
-Result<std::unique_ptr<Tokenizer>> Assemble(BpeData data, BpePipeline pipeline, const DecoderPlan& decoder, Frame frame,
+Result<std::unique_ptr<Tokenizer>> Assemble(const BpeData& data, BpePipeline pipeline, const DecoderPlan& decoder, Frame frame,
                                             const TokenizerHints& hints) {
   TokenLookup ids;
   ids.reserve(data.vocab.size());
@@ -172,7 +176,7 @@ Result<std::unique_ptr<Tokenizer>> ParseTokenizerJson(std::span<const std::byte>
   data.byte_level = pre.byte_level;
   CROQUIS_TRY(const DecoderPlan decoder, ParseDecoder(Member(root, "decoder")));
   CROQUIS_TRY(Frame frame, ParsePostProcessor(Member(root, "post_processor")));
-  return Assemble(std::move(data), std::move(pipeline), decoder, std::move(frame), hints);
+  return Assemble(data, std::move(pipeline), decoder, std::move(frame), hints);
 }
 
 Result<std::unique_ptr<Tokenizer>> ParseVocabMerges(std::span<const std::byte> vocab, std::span<const std::byte> merges,
@@ -195,7 +199,7 @@ Result<std::unique_ptr<Tokenizer>> ParseVocabMerges(std::span<const std::byte> v
   pipeline.pre_tokenizers.push_back(std::move(split));
   DecoderPlan decoder;
   decoder.join = DecoderPlan::Join::kByteLevel;
-  return Assemble(std::move(data), std::move(pipeline), decoder, {}, hints);
+  return Assemble(data, std::move(pipeline), decoder, {}, hints);
 }
 
 }  // namespace croquis::model

@@ -1,5 +1,7 @@
 #include "croquis/model/tokenizer_json_stages.h"
 
+#include <algorithm>
+
 #include "croquis/model/tokenizer_bpe.h"
 #include "croquis/model/unicode.h"
 
@@ -188,9 +190,9 @@ Status AddTemplateToken(const Json& token, const Json* special_tokens, std::vect
   const Json* special = special_tokens == nullptr ? nullptr : Member(*special_tokens, name.c_str());
   const Json* ids = special == nullptr ? nullptr : Member(*special, "ids");
   if (ids == nullptr || !ids->is_array()) return Corrupt(where + ": no ids for the special token '" + name + "'");
-  for (const Json& id : *ids) {
-    if (TokenId(id) < 0) return Corrupt(where + ": an id of '" + name + "' is no token id");
-    out.push_back(TokenId(id));
+  for (const Json& id : *ids) out.push_back(TokenId(id));
+  if (std::find(out.begin(), out.end(), -1) != out.end()) {
+    return Corrupt(where + ": an id of '" + name + "' is no token id");
   }
   return {};
 }
