@@ -52,6 +52,7 @@ class TempFolder {
   TempFolder& operator=(const TempFolder&) = delete;
   std::string path() const { return path_.string(); }
   std::string Write(const std::string& name, const std::string& bytes) const {
+    std::filesystem::remove(path_ / name);  // a new file: an old one may still be mapped
     std::ofstream(path_ / name, std::ios::binary) << bytes;
     return (path_ / name).string();
   }
