@@ -17,9 +17,9 @@ namespace croquis::attention {
 namespace {
 
 constexpr int64_t kPage = codecs::kPageTokens;
-constexpr int64_t kRows = 64;      // query rows of a task: enough to reuse an expanded page, few enough for the caches
-constexpr int64_t kTasks = 64;     // pieces that a call is cut into when it can be: balance for many threads
-constexpr int64_t kRunPages = 16;  // least pages of a piece: preparing the query and merging stay below 5 %
+constexpr int64_t kRows = 64;       // query rows of a task: enough to reuse an expanded page, few enough for the caches
+constexpr int64_t kTasks = 64;      // pieces that a call is cut into when it can be: balance for many threads
+constexpr int64_t kRunPages = 16;   // least pages of a piece: preparing the query and merging stay below 5 %
 constexpr int64_t kFewTokens = 16;  // chunks below are rounded by the caller: waking workers costs more
 constexpr int64_t kLittleWork = int64_t{1} << 17;  // products of numbers, about 10 us: not worth waking workers either
 
@@ -28,7 +28,7 @@ constexpr size_t Round64(size_t n) { return (n + 63) / 64 * 64; }
 // How a call is cut. A function of the shapes alone, so that the number of threads changes no bit.
 struct Cut {
   int64_t tokens = 0, group = 0, kv_heads = 0, head_dim = 0;
-  int64_t block = 0, blocks = 0;  // query tokens of a task; tasks along the chunk
+  int64_t block = 0, blocks = 0;                         // query tokens of a task; tasks along the chunk
   int64_t first_page = 0, pages = 0, run = 1, runs = 1;  // pages seen by anyone; pages a task; tasks along them
   int64_t tasks() const { return kv_heads * blocks * runs; }
   int64_t rows() const { return block * group; }
@@ -148,7 +148,8 @@ class Call {
   std::array<DenseRows, 4> DenseSegments(int64_t h) const {
     const kvcache::HeadView& head = heads_[size_t(h)];
     const int64_t in_ring = std::max<int64_t>(0, head.length - head.sinks - head.encoded);
-    const int64_t slot = in_ring > 0 ? head.encoded % head.slots : 0, before_wrap = std::min(in_ring, head.slots - slot);
+    const int64_t slot = in_ring > 0 ? head.encoded % head.slots : 0,
+                  before_wrap = std::min(in_ring, head.slots - slot);
     const int64_t ring = head.sinks + head.encoded;
     const std::byte* chunk = chunk_ + chunk_at_[size_t(h)];
     return {DenseRows{head.sink_k, head.sink_v, 0, head.sinks},

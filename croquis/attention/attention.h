@@ -12,9 +12,9 @@ namespace croquis::attention {
 
 struct AttendOptions {
   int64_t layer = 0;
-  float scale = 1;      // usually 1 / sqrt(head_dim)
-  int64_t window = 0;   // sliding window: a query at position p sees keys in (p - window, p]; 0 = all
-  bool causal = true;   // false: every query of the chunk sees the whole chunk
+  float scale = 1;     // usually 1 / sqrt(head_dim)
+  int64_t window = 0;  // sliding window: a query at position p sees keys in (p - window, p]; 0 = all
+  bool causal = true;  // false: every query of the chunk sees the whole chunk
 };
 
 // For a chunk of T tokens at positions cache.length() .. + T: attends q [T, heads * head_dim] to what the cache

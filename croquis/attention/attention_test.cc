@@ -133,7 +133,8 @@ TEST(Attention, WindowAndNoMask) {
       for (const int64_t tokens : {1, 40, 150}) {
         const auto o = Options(shape, window);
         const auto got = Attend(executor, *cache, sequence, tokens, o);
-        EXPECT_LT(RelativeError(got, Expected(*cache, sequence, tokens, o)), 4e-4) << kv << " " << window << " " << tokens;
+        EXPECT_LT(RelativeError(got, Expected(*cache, sequence, tokens, o)), 4e-4)
+            << kv << " " << window << " " << tokens;
       }
     for (const int64_t window : {0, 20, 500}) {
       const auto o = Options(shape, window, false);
@@ -174,8 +175,8 @@ TEST(Attention, ChunkSizeDoesNotMatterWhenPagesAreExact) {
       for (int64_t first = 0; first < 600; first += chunk) {
         const int64_t n = std::min<int64_t>(chunk, 600 - first);
         const auto q = sequence.Q(first, n), k = sequence.K(cache->config(), first, n), v = sequence.V(first, n);
-        ASSERT_TRUE(AttendAndAppend(executor, *cache, Options(shape), q.View(), k.View(), v.View(),
-                                    all.View().Rows(first, n)));
+        ASSERT_TRUE(
+            AttendAndAppend(executor, *cache, Options(shape), q.View(), k.View(), v.View(), all.View().Rows(first, n)));
         cache->Commit(n);
       }
       if (chunk == 600) {
@@ -233,7 +234,8 @@ TEST(Attention, ErrorsAreNamedAndNothingIsAppended) {
   second.layer = 1;
   const Status nan = attend(q.View(), second);
   ASSERT_FALSE(nan);
-  EXPECT_NE(nan.error().message.find("key of layer 1, kv head 1, position 2"), std::string::npos) << nan.error().message;
+  EXPECT_NE(nan.error().message.find("key of layer 1, kv head 1, position 2"), std::string::npos)
+      << nan.error().message;
   EXPECT_EQ(kvcache::ViewHead(*cache, 1, 1).length, 0);
   k.Row(2)[64 + 5] = 1;
   EXPECT_TRUE(attend(q.View(), second));
@@ -276,7 +278,8 @@ TEST(Attention, EveryTargetMatchesTheReference) {
       auto cache = MakeCache(Config(shape, kv));
       ASSERT_TRUE(Fill(*cache, sequence, 450));
       const auto got = Attend(executor, *cache, sequence, 5, Options(shape));
-      EXPECT_LT(RelativeError(got, Expected(*cache, sequence, 5, Options(shape))), 4e-4) << kv << " " << simd::Name(target);
+      EXPECT_LT(RelativeError(got, Expected(*cache, sequence, 5, Options(shape))), 4e-4)
+          << kv << " " << simd::Name(target);
     }
   }
   ASSERT_TRUE(simd::Force(""));

@@ -70,11 +70,13 @@ TEST(CenterScore, MatchesTheDefinition) {
             for (int64_t i = 0; i < kept; ++i) {
               const auto [a, b] = table.Dims(i);
               const double angle = table.Frequency(i) * double(4 + 128 * page + t);
-              const double re = double(F16ToFloat(center.mu[size_t(2 * i)])), im = double(F16ToFloat(center.mu[size_t(2 * i + 1)]));
+              const double re = double(F16ToFloat(center.mu[size_t(2 * i)])),
+                           im = double(F16ToFloat(center.mu[size_t(2 * i + 1)]));
               want += double(q.Row(r)[a]) * (re * std::cos(angle) - im * std::sin(angle)) +
                       double(q.Row(r)[b]) * (re * std::sin(angle) + im * std::cos(angle));
             }
-            ASSERT_NEAR(double(logits.Row(r)[t]), want, 1e-5 * std::sqrt(qn * mn)) << kept << " " << rows << " " << page;
+            ASSERT_NEAR(double(logits.Row(r)[t]), want, 1e-5 * std::sqrt(qn * mn))
+                << kept << " " << rows << " " << page;
           }
         }
       }
@@ -96,7 +98,8 @@ TEST(CenterAttention, MatchesTheReferenceOnDecodedKeys) {
           const AttendOptions o{.scale = 0.125f, .window = window};
           const auto got = Attend(executor, *cache, sequence, tokens, o);
           // The weights are peaked: logits have a spread of 8 and the kernels' 16-bit query error grows with them.
-          EXPECT_LT(RelativeError(got, Expected(*cache, sequence, tokens, o)), 1e-3) << kv << " " << tokens << " " << window;
+          EXPECT_LT(RelativeError(got, Expected(*cache, sequence, tokens, o)), 1e-3)
+              << kv << " " << tokens << " " << window;
         }
     }
   }
@@ -128,8 +131,8 @@ double Divergence(const KvCache& cache, const Sequence& s, int64_t length) {
   return sum;
 }
 
-// The spec's measurements at 4 bits: 8x in slow pairs .845 plain and .018 centred, 8x in fast pairs .355 and .007, 30x in
-// all pairs 2.23 and .0026, none .018. A factor of three for another sequence and head_dim.
+// The spec's measurements at 4 bits: 8x in slow pairs .845 plain and .018 centred, 8x in fast pairs .355 and .007, 30x
+// in all pairs 2.23 and .0026, none .018. A factor of three for another sequence and head_dim.
 TEST(CenterAttention, BiasedKeysLoseLittle) {
   const Shape shape{.kv_heads = 1, .group = 1, .head_dim = 64};
   const auto divergence = [&](const char* kv, double size, int64_t first, int64_t last) {

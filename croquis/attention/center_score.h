@@ -2,8 +2,8 @@
 //
 // With z_i = conj(q_i) mu_i by complex pair, <q, R_p mu> = Re sum_i z_i e^{i w_i p}. For the page that starts at P the
 // factor e^{i w_i P} is folded into z, and what is left is a product of [pages x rows, 2 pairs] with the table
-// [2 pairs, 128] of cos(w delta) and -sin(w delta), which depends neither on mu nor on the head. It is computed for many
-// pages at a time: for one page the product has as few rows as there are query heads in the group.
+// [2 pairs, 128] of cos(w delta) and -sin(w delta), which depends neither on mu nor on the head. It is computed for
+// many pages at a time: for one page the product has as few rows as there are query heads in the group.
 #pragma once
 
 #include <complex>
@@ -32,13 +32,13 @@ class CenterScore {
   void Fill();
 
   const int64_t rows_, last_page_;
-  int64_t turning_ = 0;  // pairs that rotate; all others sum to one constant a row
-  int64_t columns_ = 0;  // of a coefficient row: 2 * turning, and 1 for the constant
-  int64_t begin_, end_;  // pages in the batch
-  float* z_;             // [rows][columns]: real, imaginary by turning pair, then the constant
-  float* table_;         // [columns][128]
-  float* coefficients_;  // [batch * rows][columns]
-  float* sums_;          // [batch * rows][128]
+  int64_t turning_ = 0;          // pairs that rotate; all others sum to one constant a row
+  int64_t columns_ = 0;          // of a coefficient row: 2 * turning, and 1 for the constant
+  int64_t begin_, end_;          // pages in the batch
+  float* z_;                     // [rows][columns]: real, imaginary by turning pair, then the constant
+  float* table_;                 // [columns][128]
+  float* coefficients_;          // [batch * rows][columns]
+  float* sums_;                  // [batch * rows][128]
   std::complex<double>* phase_;  // e^{i w P} at page end_
   std::complex<double>* step_;   // e^{i 128 w}
 };

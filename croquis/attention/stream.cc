@@ -60,9 +60,7 @@ Stream::Stream(const kvcache::HeadView& head, MatView<const float> q, std::span<
     first_visible_ = std::min(first_visible_, v.first), last_visible_ = std::max(last_visible_, v.last);
 }
 
-float Stream::max(int64_t row) const {
-  return l_[row] == 0 ? kEmptyMax : m_[row] * std::numbers::ln2_v<float>;
-}
+float Stream::max(int64_t row) const { return l_[row] == 0 ? kEmptyMax : m_[row] * std::numbers::ln2_v<float>; }
 
 bool Stream::Softmax(int64_t row, int64_t lo, int64_t hi, int64_t width, float* x, float* acc, int64_t acc_cols) {
   float top = simd::kMasked;

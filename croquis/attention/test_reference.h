@@ -20,7 +20,8 @@ inline kvcache::CacheConfig Config(const Shape& s, const std::string& kv, int64_
   kvcache::CacheConfig c;
   c.layers = layers, c.kv_heads = s.kv_heads, c.head_dim = s.head_dim, c.capacity = capacity;
   c.policy = *kvcache::ParseKvPolicy(kv);
-  for (int64_t i = 0; i < s.head_dim / 2; ++i) c.rope.inv_freq.push_back(std::pow(10000.0, -2.0 * double(i) / double(s.head_dim)));
+  for (int64_t i = 0; i < s.head_dim / 2; ++i)
+    c.rope.inv_freq.push_back(std::pow(10000.0, -2.0 * double(i) / double(s.head_dim)));
   c.seed = 7;
   return c;
 }

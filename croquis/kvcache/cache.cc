@@ -37,17 +37,23 @@ HeadView ViewHead(const KvCache& cache, int64_t layer, int64_t head) {
 
 void RoundRow(simd::RowType type, const float* x, int64_t n, std::byte* out) {
   switch (type) {
-    case simd::RowType::kF16: return simd::Pages().f32_to_f16(x, n, reinterpret_cast<uint16_t*>(out));
-    case simd::RowType::kBf16: return simd::Pages().f32_to_bf16(x, n, reinterpret_cast<uint16_t*>(out));
-    case simd::RowType::kF32: std::memcpy(out, x, size_t(n) * 4);
+    case simd::RowType::kF16:
+      return simd::Pages().f32_to_f16(x, n, reinterpret_cast<uint16_t*>(out));
+    case simd::RowType::kBf16:
+      return simd::Pages().f32_to_bf16(x, n, reinterpret_cast<uint16_t*>(out));
+    case simd::RowType::kF32:
+      std::memcpy(out, x, size_t(n) * 4);
   }
 }
 
 void WidenRow(simd::RowType type, const std::byte* x, int64_t n, float* out) {
   switch (type) {
-    case simd::RowType::kF16: return simd::Pages().f16_to_f32(reinterpret_cast<const uint16_t*>(x), n, out);
-    case simd::RowType::kBf16: return simd::Pages().bf16_to_f32(reinterpret_cast<const uint16_t*>(x), n, out);
-    case simd::RowType::kF32: std::memcpy(out, x, size_t(n) * 4);
+    case simd::RowType::kF16:
+      return simd::Pages().f16_to_f32(reinterpret_cast<const uint16_t*>(x), n, out);
+    case simd::RowType::kBf16:
+      return simd::Pages().bf16_to_f32(reinterpret_cast<const uint16_t*>(x), n, out);
+    case simd::RowType::kF32:
+      std::memcpy(out, x, size_t(n) * 4);
   }
 }
 
@@ -63,8 +69,8 @@ KvCache::~KvCache() = default;
 Result<std::unique_ptr<KvCache>> KvCache::Make(const CacheConfig& config) {
   CROQUIS_TRY(auto plan, Plan::Make(config));
   CROQUIS_TRY(const Report full, plan->Formula(config.capacity));
-  CROQUIS_CHECK_OK(CheckMemory(full.total(), "a cache of " + std::to_string(config.capacity) + " tokens (" +
-                                                 config.policy.text + ")"));
+  CROQUIS_CHECK_OK(CheckMemory(
+      full.total(), "a cache of " + std::to_string(config.capacity) + " tokens (" + config.policy.text + ")"));
   return std::unique_ptr<KvCache>(new KvCache(std::make_unique<Impl>(std::move(plan))));
 }
 
@@ -73,8 +79,8 @@ int64_t KvCache::length() const { return impl_->length; }
 
 namespace {
 
-Error BadNumber(int64_t layer, int64_t head, int64_t position, const char* what,
-                std::span<const float> row, float limit) {
+Error BadNumber(int64_t layer, int64_t head, int64_t position, const char* what, std::span<const float> row,
+                float limit) {
   float bad = 0;
   for (const float x : row)
     if (!(std::fabs(x) <= limit)) bad = x;
@@ -94,8 +100,8 @@ Status CheckAppend(const KvCache& cache, int64_t layer, MatView<const float> k, 
   const int64_t width = c.kv_heads * c.head_dim;
   if (k.cols != width || v.cols != width || k.rows != v.rows)
     return InvalidArgument("cache: keys and values must be [tokens, " + std::to_string(width) + "], got [" +
-                           std::to_string(k.rows) + ", " + std::to_string(k.cols) + "] and [" +
-                           std::to_string(v.rows) + ", " + std::to_string(v.cols) + "]");
+                           std::to_string(k.rows) + ", " + std::to_string(k.cols) + "] and [" + std::to_string(v.rows) +
+                           ", " + std::to_string(v.cols) + "]");
   if (impl.layers[size_t(layer)].pending > 0)
     return InvalidArgument("cache: layer " + std::to_string(layer) +
                            " was already appended to; Commit or Rollback comes first");
@@ -111,8 +117,7 @@ Status CheckAppend(const KvCache& cache, int64_t layer, MatView<const float> k, 
       for (const auto* x : {&k, &v}) {
         const float* row = x->Row(t) + h * c.head_dim;
         if (!kernels.all_below(row, c.head_dim, limit))
-          return BadNumber(layer, h, impl.length + t, x == &k ? "key" : "value", {row, size_t(c.head_dim)},
-                           limit);
+          return BadNumber(layer, h, impl.length + t, x == &k ? "key" : "value", {row, size_t(c.head_dim)}, limit);
       }
   }
   return {};
@@ -180,8 +185,7 @@ Report KvCache::GetReport() const {
       r.value_pages += unit->bytes - int64_t(sizeof(Unit)) - keys;
       r.tables += int64_t(sizeof(Unit));
     }
-    for (const Center& center : state.centers)
-      r.centered_heads += center.pairs > 0, r.centered_pairs += center.pairs;
+    for (const Center& center : state.centers) r.centered_heads += center.pairs > 0, r.centered_pairs += center.pairs;
   }
   DescribeCodecs(plan, r);
   return r;

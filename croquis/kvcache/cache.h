@@ -70,8 +70,8 @@ struct Report {
   int64_t ring = 0, sinks = 0;             // bytes, keys and values
   int64_t tables = 0;                      // common parts, their rotation table, page tables and page headers
   int64_t total() const { return key_pages + value_pages + ring + sinks + tables; }
-  int64_t f16_bytes = 0;         // what a plain 16-bit cache of the same tokens takes
-  double bits_per_number = 0;    // 8 * total / numbers held
+  int64_t f16_bytes = 0;                // what a plain 16-bit cache of the same tokens takes
+  double bits_per_number = 0;           // 8 * total / numbers held
   double key_bits = 0, value_bits = 0;  // stored bits of a page's numbers, mean over heads
   std::vector<std::string> kernels;     // "k eden:bits=4,...: avx512-vnni, fine (8 heads)", one line a distinct codec
   bool all_fast = true;                 // false when a head runs on a generic path

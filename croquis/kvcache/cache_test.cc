@@ -178,7 +178,8 @@ TEST(Cache, MakeRefusesInWords) {
   refuse([](CacheConfig& c) { c.ring = INT64_MAX; }, "ring");
   refuse([](CacheConfig& c) { c.capacity = int64_t{1} << 31, c.layers = 4096, c.kv_heads = 16; }, "memory");
   refuse([](CacheConfig& c) { c.policy = *ParseKvPolicy("f16", std::vector<std::string>{"2=f16"}); }, "layers 0 to 1");
-  refuse([](CacheConfig& c) { c.policy = *ParseKvPolicy("f16", std::vector<std::string>{"1/2=f16"}); }, "kv heads 0 to 1");
+  refuse([](CacheConfig& c) { c.policy = *ParseKvPolicy("f16", std::vector<std::string>{"1/2=f16"}); },
+         "kv heads 0 to 1");
   refuse([](CacheConfig& c) { c.policy.base.key = "nosuch"; }, "nosuch");
   refuse([](CacheConfig& c) { c.rope.inv_freq[3] = std::numeric_limits<double>::quiet_NaN(); }, "frequency");
   refuse([](CacheConfig& c) { c.rope.inv_freq.resize(33); }, "rotated pairs");

@@ -45,7 +45,8 @@ TEST(Center, FindsAndRemovesTheCommonPart) {
     Matrix<float> k(tokens, d);
     for (int64_t t = 0; t < tokens; ++t) {
       const auto r = Rotated(rope, mu, first + t);
-      for (int64_t i = 0; i < d; ++i) k.Row(t)[i] = float(r[size_t(i)] + double(stream.Gaussian(uint64_t(1000 + t * d + i))));
+      for (int64_t i = 0; i < d; ++i)
+        k.Row(t)[i] = float(r[size_t(i)] + double(stream.Gaussian(uint64_t(1000 + t * d + i))));
       estimate.Add(k.Row(t), first + t);
     }
     const Center center = estimate.Decide(codecs::Center::kAuto);
@@ -61,7 +62,8 @@ TEST(Center, FindsAndRemovesTheCommonPart) {
     std::vector<double> kept(static_cast<size_t>(d));
     for (size_t s = 0; s < center.pairs; ++s) {
       const auto [a, b] = table.Dims(center.pair[s]);
-      kept[size_t(a)] = double(F16ToFloat(center.mu[2 * s])), kept[size_t(b)] = double(F16ToFloat(center.mu[2 * s + 1]));
+      kept[size_t(a)] = double(F16ToFloat(center.mu[2 * s])),
+      kept[size_t(b)] = double(F16ToFloat(center.mu[2 * s + 1]));
     }
     for (const int64_t page_start : {0, 4, 900, 131076})
       for (const int64_t slot : {0, 16, 112}) {

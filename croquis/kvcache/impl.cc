@@ -119,8 +119,7 @@ void KvCache::Impl::EncodeRun(int64_t layer, int64_t head, int64_t encoded) {
   if (plan->centering) {
     Center& center = state.centers[size_t(head)];
     if (!center.decided) center = DecideCenter(layer, head, plan->config.ring + lp.granularity);
-    if (center.pairs > 0)
-      AddCommon(*plan->rope, center, plan->config.sinks + encoded - first, first, -1.f, rows_view);
+    if (center.pairs > 0) AddCommon(*plan->rope, center, plan->config.sinks + encoded - first, first, -1.f, rows_view);
   }
   hp.key->Encode(rows_view, first, unit + hp.key_offset);
   for (int64_t t = 0; t < lp.granularity; ++t)

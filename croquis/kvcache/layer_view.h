@@ -26,8 +26,8 @@ struct HeadView {
   const std::byte *ring_k = nullptr, *ring_v = nullptr;  // [slots, head_dim]
   Unit* const* units = nullptr;                          // one a page
   size_t key_offset = 0, value_offset = 0;
-  const Center* center = nullptr;      // null when nothing was removed from the keys
-  const RopeTable* rope = nullptr;     // set with center
+  const Center* center = nullptr;   // null when nothing was removed from the keys
+  const RopeTable* rope = nullptr;  // set with center
 
   int64_t Pages() const { return (encoded + codecs::kPageTokens - 1) / codecs::kPageTokens; }
   const std::byte* KeyPage(int64_t j) const { return units[j]->data() + key_offset; }
@@ -45,8 +45,8 @@ Status CheckAppend(const KvCache& cache, int64_t layer, MatView<const float> k, 
 // ... and the append itself, of rows that passed, heads in parallel.
 void AppendChecked(Executor& executor, KvCache& cache, int64_t layer, MatView<const float> k, MatView<const float> v);
 
-// Working memory of attention calls, at least `bytes`, 64-byte aligned, contents unspecified. It stays with the cache so that
-// a decode step takes no memory; it is not part of what the cache holds and not in its report.
+// Working memory of attention calls, at least `bytes`, 64-byte aligned, contents unspecified. It stays with the cache
+// so that a decode step takes no memory; it is not part of what the cache holds and not in its report.
 std::byte* Workspace(KvCache& cache, size_t bytes);
 
 // Rows of numbers in the ring's type.

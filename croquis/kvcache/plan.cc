@@ -15,10 +15,10 @@ using codecs::Codec;
 using codecs::kPageTokens;
 using codecs::Role;
 
-constexpr int64_t kMaxHeads = 65536;                 // layers times heads
+constexpr int64_t kMaxHeads = 65536;  // layers times heads
 constexpr int64_t kMaxTokens = int64_t{1} << 31;
-// Tokens that leave the ring together at least, also for codecs that could take them one by one: then every method keeps
-// the same tokens exact, and comparisons between methods compare the codes.
+// Tokens that leave the ring together at least, also for codecs that could take them one by one: then every method
+// keeps the same tokens exact, and comparisons between methods compare the codes.
 constexpr int64_t kLeastRun = 16;
 
 Error Range(const char* what, int64_t got, int64_t min, int64_t max) {
@@ -122,7 +122,8 @@ Result<std::shared_ptr<const Plan>> Plan::Make(const CacheConfig& config) {
     for (HeadPlan& head : layer.heads) {
       const int64_t row = config.head_dim * simd::RowTypeBytes(head.type);
       rows_bytes += double(row) * 2 * double(plan->config.sinks + layer.slots);
-      if (rows_bytes > 0x1p60) return NoMemory("cache: the sinks and the ring do not fit any memory; use a smaller ring");
+      if (rows_bytes > 0x1p60)
+        return NoMemory("cache: the sinks and the ring do not fit any memory; use a smaller ring");
       head.rows_offset = plan->rows_bytes;
       plan->rows_bytes += size_t(2 * row * (plan->config.sinks + layer.slots));
       plan->sink_bytes += size_t(2 * row * plan->config.sinks);

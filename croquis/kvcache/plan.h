@@ -21,8 +21,8 @@ struct HeadPlan {
 
 struct LayerPlan {
   std::vector<HeadPlan> heads;
-  int64_t granularity = 0;  // tokens encoded together
-  int64_t slots = 0;        // of the ring
+  int64_t granularity = 0;                    // tokens encoded together
+  int64_t slots = 0;                          // of the ring
   size_t unit_bytes = 0, unit_key_bytes = 0;  // pages of all heads for 128 tokens; those of the keys
 };
 

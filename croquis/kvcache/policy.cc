@@ -73,8 +73,9 @@ Result<KvPolicy::Override> ParseOverride(std::string_view text, const KvPair& ba
   const bool ok = eq != text.npos && ParseRange(where.substr(0, slash), o.layer_begin, o.layer_end) &&
                   (slash == where.npos || ParseRange(where.substr(slash + 1), o.head_begin, o.head_end));
   if (!ok)
-    return InvalidArgument("layer override " + Quote(text) +
-                           ": wanted LAYERS=METHODS or LAYERS/HEADS=METHODS, as in 0-1=f16 or 3/0=k=int8,v=eden:bits=4");
+    return InvalidArgument(
+        "layer override " + Quote(text) +
+        ": wanted LAYERS=METHODS or LAYERS/HEADS=METHODS, as in 0-1=f16 or 3/0=k=int8,v=eden:bits=4");
   CROQUIS_TRY(const Sides sides, ParseSides(text.substr(eq + 1)));
   if (sides.key) o.pair.key = *sides.key;
   if (sides.value) o.pair.value = *sides.value;

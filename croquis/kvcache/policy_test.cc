@@ -42,8 +42,8 @@ TEST(Policy, ErrorsSayWhatWasWanted) {
     ASSERT_FALSE(p) << bad;
     EXPECT_GT(p.error().message.size(), 20u) << bad;
   }
-  for (const char* bad : {"", "f16", "=f16", "x=f16", "3-1=f16", "1/=f16", "1/a=f16", "-1=f16", "1=", "1=nosuch", "0-=f16",
-                          "99999999999999999999=f16"}) {
+  for (const char* bad : {"", "f16", "=f16", "x=f16", "3-1=f16", "1/=f16", "1/a=f16", "-1=f16", "1=", "1=nosuch",
+                          "0-=f16", "99999999999999999999=f16"}) {
     const std::vector<std::string> layers = {bad};
     EXPECT_FALSE(ParseKvPolicy("f16", layers)) << bad;
   }

@@ -2,7 +2,8 @@
 //
 //   header   magic "CROQUIS-KV\n" and 5 zero bytes, u32 version, u32 0x01020304 (byte order), u64 bytes of the file
 //   CONF     u64 length in tokens, then the configuration as text: one "name value" line each, the codecs of every head
-//   LAYR     one a layer: by head the common part (when the plan has centring), the sinks, the ring in order of position,
+//   LAYR     one a layer: by head the common part (when the plan has centring), the sinks, the ring in order of
+//   position,
 //            keys before values; then the units as they are
 // A section is u32 tag, u32 layer, u64 payload bytes, payload, u32 CRC-32 of all that. Every size follows from the
 // configuration and the length, so a reader knows them all before it takes memory or believes a byte.
@@ -99,8 +100,8 @@ Sizes SizesAt(const Plan& plan, const std::string& description, int64_t length) 
     const int64_t rows = std::min(plan.config.sinks, length) + RingTokens(plan, l, length);
     uint64_t bytes = uint64_t(plan.Units(l, length)) * layer.unit_bytes;
     for (const HeadPlan& h : layer.heads)
-      bytes += uint64_t(2 * rows * plan.config.head_dim * simd::RowTypeBytes(h.type)) +
-               (plan.centering ? kCenterBytes : 0);
+      bytes +=
+          uint64_t(2 * rows * plan.config.head_dim * simd::RowTypeBytes(h.type)) + (plan.centering ? kCenterBytes : 0);
     s.layers.push_back(bytes);
     s.total += kSectionBytes + bytes;
   }
@@ -280,8 +281,7 @@ Status ReadLayer(Reader& r, KvCache::Impl& impl, int64_t layer) {
     r.Get(state.units.back()->data(), lp.unit_bytes);
   }
   if (!r.ok()) return Corrupt("snapshot: the file ends in layer " + std::to_string(layer));
-  if (!valid)
-    return Corrupt("snapshot: layer " + std::to_string(layer) + " holds numbers that a cache cannot hold");
+  if (!valid) return Corrupt("snapshot: layer " + std::to_string(layer) + " holds numbers that a cache cannot hold");
   return {};
 }
 
@@ -405,9 +405,8 @@ Status KvCache::Save(const std::string& path) const {
 
 Result<std::unique_ptr<KvCache>> KvCache::Load(const std::string& path, const CacheConfig& expected) {
   FILE* f = std::fopen(path.c_str(), "rbe");
-  if (f == nullptr)
-    return Error{errno == ENOENT ? Code::kNotFound : Code::kIo, SystemError("open", path)};
-  struct stat info{};
+  if (f == nullptr) return Error{errno == ENOENT ? Code::kNotFound : Code::kIo, SystemError("open", path)};
+  struct stat info {};
   const bool regular = fstat(fileno(f), &info) == 0 && S_ISREG(info.st_mode);
   FileSource source(f, regular ? uint64_t(info.st_size) : 0);
   if (!regular) return IoError("snapshot: " + path + " is not a file");

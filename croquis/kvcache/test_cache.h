@@ -46,7 +46,8 @@ inline Matrix<float> Rows(const CacheConfig& c, int64_t layer, bool keys, int64_
       for (int64_t i = 0; i < half; ++i) {
         const Stream mu = stream.Sub(uint64_t(h));
         const double scale = double(common) / std::sqrt(double(c.head_dim));
-        const double a = scale * double(mu.Gaussian(uint64_t(2 * i))), b = scale * double(mu.Gaussian(uint64_t(2 * i + 1)));
+        const double a = scale * double(mu.Gaussian(uint64_t(2 * i))),
+                     b = scale * double(mu.Gaussian(uint64_t(2 * i + 1)));
         const double angle = c.rope.inv_freq[size_t(i)] * double(first + t);
         m.Row(t)[h * c.head_dim + i] += float(a * std::cos(angle) - b * std::sin(angle));
         m.Row(t)[h * c.head_dim + i + half] += float(a * std::sin(angle) + b * std::cos(angle));
