@@ -117,7 +117,8 @@ def write_golden():
     rng = np.random.default_rng(7)
     kinds = ['gaussian', 'integers', 'constant', 'huge', 'subnormal', 'zeros']
     rows = np.concatenate([rows_of(k, 2, rng)[1:] for k in kinds])
-    out = ['// Rows and blocks as the gguf package makes them. Written by tests/peer/gguf_blocks.py --write-golden.', '#pragma once', '',
+    out = ['// Rows and blocks as the gguf package makes them. Written by tests/peer/gguf_blocks.py --write-golden.',
+           '// clang-format off', '#pragma once', '',
            '#include <cstdint>', '', 'namespace croquis::codecs::golden {', '',
            f'inline constexpr int kRows = {len(rows)};  // of 32 numbers: ' + ', '.join(kinds),
            f'inline constexpr uint32_t kInput[] = {{  // float32 bits\n    {words(rows.view(np.uint32).ravel(), 8, 8)}}};']

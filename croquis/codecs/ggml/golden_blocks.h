@@ -1,4 +1,5 @@
 // Rows and blocks as the gguf package makes them. Written by tests/peer/gguf_blocks.py --write-golden.
+// clang-format off
 #pragma once
 
 #include <cstdint>
