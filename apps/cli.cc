@@ -21,28 +21,36 @@ int ExitCodeOf(const Error& error) {
   if (interrupted != 0 && error.message == "interrupted") return kExitInterrupted;
   switch (error.code) {
     case Code::kInvalidArgument:
-    case Code::kOutOfRange: return kExitUsage;
+    case Code::kOutOfRange:
+      return kExitUsage;
     case Code::kNotFound:
     case Code::kCorrupt:
-    case Code::kIo: return kExitFile;
-    case Code::kUnsupported: return kExitUnsupported;
-    case Code::kNoMemory: return kExitMemory;
-    case Code::kNumeric: return kExitNumeric;
-    case Code::kInternal: break;
+    case Code::kIo:
+      return kExitFile;
+    case Code::kUnsupported:
+      return kExitUnsupported;
+    case Code::kNoMemory:
+      return kExitMemory;
+    case Code::kNumeric:
+      return kExitNumeric;
+    case Code::kInternal:
+      break;
   }
   return kExitInternal;
 }
 
 std::string ExitCodeHelp() {
   return "Exit codes: 0 done; 1 a bug in Croquis; 2 an option or value that makes no sense; 3 a file or model that is\n"
-         "missing, unreadable or damaged, or a result that cannot be written; 4 not supported by this build or machine;\n"
+         "missing, unreadable or damaged, or a result that cannot be written; 4 not supported by this build or "
+         "machine;\n"
          "5 more memory than there is; 6 numbers that are not finite; 130 interrupted.";
 }
 
 void AddCommon(CLI::App& command, Common& common) {
   command.add_option("--threads", common.threads, "Threads (default: all that this process may use)")
       ->check(CLI::Range(1, 1024));
-  command.add_option("--simd", common.simd, "Instruction set: scalar, avx2, avxvnni, avx512 or amx (default: the best)");
+  command.add_option("--simd", common.simd,
+                     "Instruction set: scalar, avx2, avxvnni, avx512 or amx (default: the best)");
   command.add_flag("--json", common.json, "Print one JSON object {machine, commit, threads, rows} instead of text");
 }
 
@@ -58,8 +66,9 @@ Result<std::unique_ptr<Executor>> Start(const Common& common) {
 void AddSinksAndRing(CLI::App& command, CacheOptions& options) {
   command.add_option("--sinks", options.sinks, "First tokens kept in 16 bits")->capture_default_str();
   command.add_option("--ring", options.ring, "Most recent tokens kept in 16 bits")->capture_default_str();
-  command.add_option("--kv-layers", options.layers,
-                     "Other methods for some layers: 0-1=f16, 3=k=int8,v=eden:bits=4, 0-3/1=f16 (layers 0 to 3, kv head 1)");
+  command.add_option(
+      "--kv-layers", options.layers,
+      "Other methods for some layers: 0-1=f16, 3=k=int8,v=eden:bits=4, 0-3/1=f16 (layers 0 to 3, kv head 1)");
 }
 
 Status CheckSinksAndRing(const CacheOptions& options) {
@@ -83,7 +92,8 @@ Result<std::vector<kvcache::KvPolicy>> ParseCaches(const CacheOptions& options, 
     std::vector<kvcache::KvPair> pairs = {policy->base};
     for (const auto& o : policy->overrides) pairs.push_back(o.pair);
     for (const kvcache::KvPair& pair : pairs) {
-      for (const auto& [method, role] : {std::pair{pair.key, codecs::Role::kKey}, std::pair{pair.value, codecs::Role::kValue}}) {
+      for (const auto& [method, role] :
+           {std::pair{pair.key, codecs::Role::kKey}, std::pair{pair.value, codecs::Role::kValue}}) {
         if (head_dim == 0) {
           if (auto spec = codecs::ResolveSpec(method); !spec) return usage(spec.error());
         } else if (auto codec = codecs::Make(method, head_dim, role); !codec) {
@@ -107,7 +117,8 @@ Result<std::string> BundledPath(const std::string& name) {
     if (fs::exists(p, ec)) return p.string();
     tried += (tried.empty() ? "" : " and ") + p.string();
   }
-  return NotFound("the bundled " + name + " is not there (looked at " + tried + "); name a model, or set CROQUIS_MODEL");
+  return NotFound("the bundled " + name + " is not there (looked at " + tried +
+                  "); name a model, or set CROQUIS_MODEL");
 }
 
 Result<std::string> ModelPath(const std::string& path) {
@@ -117,11 +128,12 @@ Result<std::string> ModelPath(const std::string& path) {
 }
 
 void AddModelOptions(CLI::App& command, ModelOptions& options, bool positional_required) {
-  auto* model = command.add_option("MODEL", options.path,
-                                   "A Hugging Face folder, a .gguf file or a llama2.c .bin (default: CROQUIS_MODEL, else the bundled model)");
+  auto* model = command.add_option(
+      "MODEL", options.path,
+      "A Hugging Face folder, a .gguf file or a llama2.c .bin (default: CROQUIS_MODEL, else the bundled model)");
   if (positional_required) model->required();
   command.add_option("--tokenizer", options.tokenizer, "Tokenizer file or folder, for models that carry none");
-  command.add_option("--dtype", options.dtype, "Matrix products in f32 or bf16 (default: bf16 where the machine has it)")
+  command.add_option("--dtype", options.dtype, "Matrix products in f32 or bf16; auto: bf16 where the machine has it")
       ->check(CLI::IsMember({"auto", "f32", "bf16"}))
       ->capture_default_str();
 }

@@ -53,11 +53,13 @@ struct CacheOptions {
   uint64_t seed = 0;
 };
 void AddSinksAndRing(CLI::App& command, CacheOptions& options);
-// Parses each --kv with the same --kv-layers, and makes sure that its methods exist and take the head size (0: no check).
+// Parses each --kv with the same --kv-layers, and makes sure that its methods exist and take the head size (0: no
+// check).
 Result<std::vector<kvcache::KvPolicy>> ParseCaches(const CacheOptions& options, int64_t head_dim);
 Status CheckSinksAndRing(const CacheOptions& options);
 
-// The path of a file or folder of models/: beside the installed program (share/croquis/models), else in the source folder.
+// The path of a file or folder of models/: beside the installed program (share/croquis/models), else in the source
+// folder.
 Result<std::string> BundledPath(const std::string& name);
 // `path`, or CROQUIS_MODEL from the environment, or the bundled model.
 Result<std::string> ModelPath(const std::string& path);

@@ -21,8 +21,7 @@ struct AttentionCommand {
 };
 
 const std::vector<std::string>& BenchCaches() {
-  static const std::vector<std::string> caches = {"f16",         "eden:bits=4", "eden:bits=3",
-                                                  "eden:bits=2", "int8",        "q8_0"};
+  static const std::vector<std::string> caches = {"f16", "eden:bits=4", "eden:bits=3", "eden:bits=2", "int8", "q8_0"};
   return caches;
 }
 
@@ -99,13 +98,20 @@ Status RunAttention(AttentionCommand o) {
              {"ring", o.bench.ring},
              {"read_gb_per_s", bench.read_gb_per_s},
              {"beyond_caches", bench.beyond_caches}});
-  if (!bench.beyond_caches) Note("memory allows only " + std::to_string(bench.layers) + " layers: the data are not much larger than the processor's caches");
+  if (!bench.beyond_caches)
+    Note("memory allows only " + std::to_string(bench.layers) +
+         " layers: the data are not much larger than the processor's caches");
   if (!o.common.json) {
-    std::cout << Printf("\none token attending to %s, %lld heads on %lld of %lld numbers, %d threads, %lld layers in turn; plain reading: %.1f GB/s\n",
-                        Grouped(o.bench.n).c_str(), static_cast<long long>(o.bench.heads), static_cast<long long>(o.bench.kv_heads),
-                        static_cast<long long>(o.bench.head_dim), executor->threads(), static_cast<long long>(bench.layers), bench.read_gb_per_s)
-              << "kernel error: against f64 attention over the stored values; total error: over the values before encoding\n";
-    for (const eval::AttentionRow& r : bench.rows) std::cout << (r.fast ? "kernel  " : "no fast path  ") << r.kernel << "\n";
+    std::cout
+        << Printf(
+               "\none token attending to %s, %lld heads on %lld of %lld numbers, %d threads, %lld layers in turn; "
+               "plain reading: %.1f GB/s\n",
+               Grouped(o.bench.n).c_str(), static_cast<long long>(o.bench.heads),
+               static_cast<long long>(o.bench.kv_heads), static_cast<long long>(o.bench.head_dim), executor->threads(),
+               static_cast<long long>(bench.layers), bench.read_gb_per_s)
+        << "kernel error: against f64 attention over the stored values; total error: over the values before encoding\n";
+    for (const eval::AttentionRow& r : bench.rows)
+      std::cout << (r.fast ? "kernel  " : "no fast path  ") << r.kernel << "\n";
   }
   return {};
 }
@@ -173,13 +179,16 @@ Status RunDecode(DecodeCommand o) {
   CROQUIS_TRY(const std::vector<int32_t> tokens, tokenizer->Encode(text));
   o.bench.sinks = o.cache.sinks;
   o.bench.ring = o.cache.ring;
-  if (o.bench.n > model->config().max_position) Note(model->config().name + " was made for " + Grouped(model->config().max_position) + " tokens; this measures speed only");
+  if (o.bench.n > model->config().max_position)
+    Note(model->config().name + " was made for " + Grouped(model->config().max_position) +
+         " tokens; this measures speed only");
   Progress bar("decode", WantProgress() && !o.common.json);
   const auto progress = [&](int64_t done, int64_t total) {
     bar.Update(done, total);
     return !Interrupted();
   };
-  CROQUIS_TRY(const std::vector<eval::DecodeRow> result, eval::BenchDecode(*executor, *model, tokens, o.bench, progress));
+  CROQUIS_TRY(const std::vector<eval::DecodeRow> result,
+              eval::BenchDecode(*executor, *model, tokens, o.bench, progress));
   bar.Finish();
   Json rows = Json::array();
   for (const eval::DecodeRow& r : result) {
@@ -202,13 +211,16 @@ Status RunDecode(DecodeCommand o) {
                                               {"ms", "ms a token", Format::kFixed3},
                                               {"ms_best", "best", Format::kFixed3},
                                               {"ratio_to_f16", "times f16", Format::kFixed2}};
-  PrintRows(o.common, "bench decode", executor->threads(), columns, rows,
-            {{"model", model->config().name}, {"compute", model->Compute()}, {"n", o.bench.n}, {"steps", o.bench.steps}});
+  PrintRows(
+      o.common, "bench decode", executor->threads(), columns, rows,
+      {{"model", model->config().name}, {"compute", model->Compute()}, {"n", o.bench.n}, {"steps", o.bench.steps}});
   return {};
 }
 
 void AddBenchKv(CLI::App& c, std::vector<std::string>& kv, const char* defaults) {
-  c.add_option("--kv", kv, std::string("A cache; may be given several times (default: ") + defaults + ")")->take_all()->expected(1);
+  c.add_option("--kv", kv, std::string("A cache; may be given several times (default: ") + defaults + ")")
+      ->take_all()
+      ->expected(1);
 }
 
 }  // namespace
@@ -216,24 +228,42 @@ void AddBenchKv(CLI::App& c, std::vector<std::string>& kv, const char* defaults)
 void AddBench(CLI::App& app, Action* action) {
   auto* bench = app.add_subcommand("bench", "Measure attention, encoding or whole decode steps");
   bench->require_subcommand(1);
-  bench->footer("\nExample:\n  croquis bench attention --n 32768 --heads 32 --kv-heads 8 --head-dim 128\n\n" + ExitCodeHelp());
+  bench->footer("\nExample:\n  croquis bench attention --n 32768 --heads 32 --kv-heads 8 --head-dim 128\n\n" +
+                ExitCodeHelp());
 
   auto a = std::make_shared<AttentionCommand>();
-  auto* c = bench->add_subcommand("attention", "One token attending to n cached ones: time, bytes, GB/s, error, ratio to f16");
-  c->add_option("--n", a->bench.n, "Cached tokens")->check(CLI::Range(int64_t(1), int64_t(1) << 28))->capture_default_str();
+  auto* c = bench->add_subcommand("attention",
+                                  "One token attending to n cached ones: time, bytes, GB/s, error, ratio to f16");
+  c->add_option("--n", a->bench.n, "Cached tokens")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 28))
+      ->capture_default_str();
   c->add_option("--heads", a->bench.heads, "Query heads")->check(CLI::Range(1, 4096))->capture_default_str();
-  c->add_option("--kv-heads", a->bench.kv_heads, "Key and value heads")->check(CLI::Range(1, 4096))->capture_default_str();
-  c->add_option("--head-dim", a->bench.head_dim, "Numbers of a vector")->check(CLI::Range(8, 256))->capture_default_str();
-  c->add_option("--layers", a->layers, "Layers visited in turn; auto: enough for f16 to exceed twice the last cache and 600 MB")->capture_default_str();
+  c->add_option("--kv-heads", a->bench.kv_heads, "Key and value heads")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  c->add_option("--head-dim", a->bench.head_dim, "Numbers of a vector")
+      ->check(CLI::Range(8, 256))
+      ->capture_default_str();
+  c->add_option("--layers", a->layers,
+                "Layers visited in turn; auto: enough for f16 to exceed twice the last cache and 600 MB")
+      ->capture_default_str();
   AddBenchKv(*c, a->cache.kv, "eden at 4, 3 and 2 bits, int8, q8_0; f16 is always there");
   AddSinksAndRing(*c, a->cache);
-  c->add_option("--reps", a->bench.reps, "Rounds; each visits every cache once")->check(CLI::Range(1, 10000))->capture_default_str();
-  c->add_option("--center-pairs", a->bench.center_pairs, "Two more rows with keys that have a common part in this many frequency pairs, without and with centring; 0: none")
-      ->check(CLI::Range(0, 128))->capture_default_str();
-  c->add_option("--logit-std", a->bench.logit_std, "Spread of the logits")->check(CLI::Range(0.01, 100.0))->capture_default_str();
+  c->add_option("--reps", a->bench.reps, "Rounds; each visits every cache once")
+      ->check(CLI::Range(1, 10000))
+      ->capture_default_str();
+  c->add_option("--center-pairs", a->bench.center_pairs,
+                "Two more rows with keys that have a common part in this many frequency pairs, without and with "
+                "centring; 0: none")
+      ->check(CLI::Range(0, 128))
+      ->capture_default_str();
+  c->add_option("--logit-std", a->bench.logit_std, "Spread of the logits")
+      ->check(CLI::Range(0.01, 100.0))
+      ->capture_default_str();
   c->add_option("--seed", a->bench.seed, "Seed of the data")->capture_default_str();
   AddCommon(*c, a->common);
-  c->footer("\nExample:\n  croquis bench attention --n 8192 --kv eden:bits=4 --kv q4_0 --threads 2\n\n" + ExitCodeHelp());
+  c->footer("\nExample:\n  croquis bench attention --n 8192 --kv eden:bits=4 --kv q4_0 --threads 2\n\n" +
+            ExitCodeHelp());
   c->callback([a, action] { *action = [a] { return RunAttention(*a); }; });
 
   auto e = std::make_shared<EncodeCommand>();
@@ -250,8 +280,12 @@ void AddBench(CLI::App& app, Action* action) {
   AddModelOptions(*c, d->model, false);
   AddBenchKv(*c, d->cache.kv, "f16, eden at 4, 3 and 2 bits, q8_0; f16 is always there");
   c->add_option("--n", d->bench.n, "Tokens of context")->check(CLI::Range(1, 1 << 24))->capture_default_str();
-  c->add_option("--steps", d->bench.steps, "Decode steps of every cache")->check(CLI::Range(1, 100000))->capture_default_str();
-  c->add_option("--chunk", d->bench.chunk, "Tokens of the prompt computed at a time")->check(CLI::Range(1, 65536))->capture_default_str();
+  c->add_option("--steps", d->bench.steps, "Decode steps of every cache")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  c->add_option("--chunk", d->bench.chunk, "Tokens of the prompt computed at a time")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
   c->add_option("--text", d->text, "Text of the context, repeated when too short (default: the bundled one)");
   AddSinksAndRing(*c, d->cache);
   AddCommon(*c, d->common);

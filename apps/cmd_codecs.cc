@@ -36,18 +36,22 @@ std::vector<std::string> DefaultRows() {
         settings.push_back(name + ":hadamard=1");
       }
     }
-    const bool modes = std::any_of(method->params.begin(), method->params.end(), [](const ParamInfo& p) { return p.name == "mode" && p.choices.find("prod") != std::string_view::npos; });
+    const bool modes = std::any_of(method->params.begin(), method->params.end(), [](const ParamInfo& p) {
+      return p.name == "mode" && p.choices.find("prod") != std::string_view::npos;
+    });
     if (settings.empty()) settings.push_back(name);
     for (const std::string& s : settings) rows.push_back(s);
     if (modes) {
-      for (const std::string& s : settings) rows.push_back(s + (s.find(':') == std::string::npos ? ":" : ",") + "mode=prod");
+      for (const std::string& s : settings)
+        rows.push_back(s + (s.find(':') == std::string::npos ? ":" : ",") + "mode=prod");
     }
   }
   return rows;
 }
 
 std::string ParamText(const ParamInfo& p) {
-  const std::string range = p.choices.empty() ? std::to_string(p.min) + ".." + std::to_string(p.max) : std::string(p.choices);
+  const std::string range =
+      p.choices.empty() ? std::to_string(p.min) + ".." + std::to_string(p.max) : std::string(p.choices);
   return std::string(p.name) + "=" + range + " (" + std::string(p.def) + ")";
 }
 
@@ -153,13 +157,16 @@ Status Run(const CodecsOptions& o) {
                                               {"error", "error"}};
   Json methods_json = Json::array();
   for (const codecs::MethodInfo* m : codecs::Methods()) {
-    methods_json.push_back({{"codec", m->name}, {"summary", m->summary}, {"paper", m->paper}, {"params", ParamsOf(*m)}});
+    methods_json.push_back(
+        {{"codec", m->name}, {"summary", m->summary}, {"paper", m->paper}, {"params", ParamsOf(*m)}});
   }
   PrintRows(o.common, "codecs", executor->threads(), columns, rows,
             {{"head_dim", o.head_dim}, {"rows_kind", o.kind}, {"methods", methods_json}});
   if (!o.common.json) {
-    std::cout << "\nhead size " << o.head_dim << ", " << o.kind << " rows. bits: all that is stored. rel. MSE: |x - x'|^2 / |x|^2. slope: <x, x'> / |x|^2\n"
-                 "and its standard error; 1 is unbiased. IP error: variance of estimated inner products, times d. encode: a vector, one core.\n\n";
+    std::cout << "\nhead size " << o.head_dim << ", " << o.kind
+              << " rows. bits: all that is stored. rel. MSE: |x - x'|^2 / |x|^2. slope: <x, x'> / |x|^2\n"
+                 "and its standard error; 1 is unbiased. IP error: variance of estimated inner products, times d. "
+                 "encode: a vector, one core.\n\n";
     return List(o, executor->threads());
   }
   return {};
@@ -174,7 +181,9 @@ void AddCodecs(CLI::App& app, Action* action) {
   c->add_option("--head-dim", o->head_dim, "Numbers of a vector")->check(CLI::Range(8, 256))->capture_default_str();
   c->add_option("--rows-kind", o->kind, "gaussian, heavy-tailed, sparse or constant rows")->capture_default_str();
   c->add_option("--rows", o->rows, "Vectors measured, a multiple of 128; 0: 16,384")->check(CLI::Range(0, 1 << 24));
-  c->add_option("--role", o->role, "key, value, both, or auto: keys, and values where they differ")->check(CLI::IsMember({"auto", "key", "value", "both"}))->capture_default_str();
+  c->add_option("--role", o->role, "key, value, both, or auto: keys, and values where they differ")
+      ->check(CLI::IsMember({"auto", "key", "value", "both"}))
+      ->capture_default_str();
   c->add_flag("--list", o->list, "Names, parameters and papers only; nothing is measured");
   AddCommon(*c, o->common);
   c->footer("\nExample:\n  croquis codecs eden:bits=3 q4_0:hadamard=1 --rows-kind sparse\n\n" + ExitCodeHelp());

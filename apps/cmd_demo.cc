@@ -69,8 +69,8 @@ int64_t SharedTokens(const Generated& a, const Generated& b) {
 }
 
 // The context, all but its last token, through a fresh cache.
-Status Prefill(Executor& executor, model::Model& model, std::span<const int32_t> context, const kvcache::KvPolicy& policy,
-               const DemoOptions& o, bool progress, Lane& lane) {
+Status Prefill(Executor& executor, model::Model& model, std::span<const int32_t> context,
+               const kvcache::KvPolicy& policy, const DemoOptions& o, bool progress, Lane& lane) {
   kvcache::CacheConfig config = model.CacheTemplate();
   config.policy = policy;
   config.capacity = int64_t(context.size()) + o.compared + o.tokens + 1;
@@ -81,10 +81,12 @@ Status Prefill(Executor& executor, model::Model& model, std::span<const int32_t>
     return !Interrupted();
   };
   const auto start = std::chrono::steady_clock::now();
-  const Status status = eval::Forward(executor, model, context.first(context.size() - 1), *lane.cache, {}, 256, on_chunk, &bar);
+  const Status status =
+      eval::Forward(executor, model, context.first(context.size() - 1), *lane.cache, {}, 256, on_chunk, &bar);
   if (Interrupted()) return InterruptedError();
   CROQUIS_CHECK_OK(status);
-  lane.prompt_tokens_per_s = double(context.size() - 1) / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  lane.prompt_tokens_per_s =
+      double(context.size() - 1) / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   lane.report = lane.cache->GetReport();
   return {};
 }
@@ -104,16 +106,27 @@ Json RowOf(const Lane& lane, const Lane& reference) {
   return row;
 }
 
-void Print(const DemoOptions& o, const model::Model& model, const std::string& prompt_end, const std::vector<Lane>& lanes,
-           const Json& rows) {
-  std::cout << "A language model (" << model.config().name << ") has read " << Grouped(o.context)
-            << " tokens of a book and writes on. For every token it has\n"
-               "read it keeps keys and values, the KV cache: at long context that is what fills memory, and what each new\n"
-               "token has to read. Croquis keeps it in a few bits a number and computes on the codes.\n\n"
-            << "The text so far ends:\n" << Wrap(prompt_end, 96, "    ") << "\nand goes on, with the cache in\n";
+void Print(const DemoOptions& o, const model::Model& model, const std::string& prompt_end,
+           const std::vector<Lane>& lanes, const Json& rows) {
+  std::cout
+      << "A language model (" << model.config().name << ") has read " << Grouped(o.context)
+      << " tokens of a book and writes on. For every token it has\n"
+         "read it keeps keys and values, the KV cache: at long context that is what fills memory, and what each new\n"
+         "token has to read. Croquis keeps it in a few bits a number and computes on the codes.\n"
+      << (o.context > model.config().max_position
+              ? "(The model is tiny and was trained on " + Grouped(model.config().max_position) +
+                    " tokens: look at the differences, not at the prose.)\n\n"
+              : "\n")
+      << "The text so far ends:\n"
+      << Wrap(prompt_end, 96, "    ") << "\nand goes on, with the cache in\n";
   for (const Lane& lane : lanes) {
     const int64_t same = SharedTokens(lane.generated, lanes[0].generated);
-    std::cout << lane.kv << (&lane == &lanes[0] ? "" : Printf(" (the first %lld of %lld tokens are the same)", static_cast<long long>(same), static_cast<long long>(lane.generated.tokens.size()))) << ":\n"
+    std::cout << lane.kv
+              << (&lane == &lanes[0]
+                      ? ""
+                      : Printf(" (the first %lld of %lld tokens are the same)", static_cast<long long>(same),
+                               static_cast<long long>(lane.generated.tokens.size())))
+              << ":\n"
               << Wrap(lane.generated.text, 96, "    ");
   }
   static const std::vector<Column> columns = {{"kv", "cache"},
@@ -124,10 +137,15 @@ void Print(const DemoOptions& o, const model::Model& model, const std::string& p
                                               {"ratio_to_f16", "times f16", Format::kFixed2},
                                               {"kl_mean", "divergence", Format::kScientific},
                                               {"same_top", "same choice", Format::kPercent}};
-  std::cout << "\n" << FormatTable(columns, rows)
-            << "\nmemory: of the cache, everything counted. divergence: KL in nats from the f16 cache's predictions over the\n"
-               "book's next " << o.compared << " tokens; same choice: how often the most likely token is the same.\n"
-               "Next: croquis run -p \"...\" --kv eden:bits=3    croquis eval    croquis bench attention    croquis codecs\n";
+  std::cout
+      << "\n"
+      << FormatTable(columns, rows)
+      << "\nmemory: of the cache, everything counted. divergence: KL in nats from the f16 cache's predictions over "
+         "the\n"
+         "book's next "
+      << o.compared
+      << " tokens; same choice: how often the most likely token is the same.\n"
+         "Next: croquis run -p \"...\" --kv eden:bits=3    croquis eval    croquis bench attention    croquis codecs\n";
 }
 
 Status Run(const DemoOptions& o) {
@@ -144,10 +162,12 @@ Status Run(const DemoOptions& o) {
   CROQUIS_TRY(const std::vector<kvcache::KvPolicy> policies, ParseCaches(cache_options, model->config().head_dim));
   CROQUIS_TRY(const std::vector<int32_t> tokens, tokenizer->Encode(text));
   if (int64_t(tokens.size()) < o.context + o.compared) {
-    return InvalidArgument("the text has " + Grouped(int64_t(tokens.size())) + " tokens; wanted " + Grouped(o.context + o.compared) + ": take a longer text or a smaller --context");
+    return InvalidArgument("the text has " + Grouped(int64_t(tokens.size())) + " tokens; wanted " +
+                           Grouped(o.context + o.compared) + ": take a longer text or a smaller --context");
   }
   const std::span<const int32_t> all(tokens), context = all.first(size_t(o.context));
-  const std::span<const int32_t> next = all.subspan(size_t(o.context) - 1, size_t(o.compared));  // the last one starts it
+  const std::span<const int32_t> next =
+      all.subspan(size_t(o.context) - 1, size_t(o.compared));  // the last one starts it
   const bool progress = WantProgress() && !o.common.json;
 
   std::vector<Lane> lanes(policies.size());
@@ -158,6 +178,8 @@ Status Run(const DemoOptions& o) {
     const auto branch = lane.cache->Branch();
     GenerateOptions generate;
     generate.max_tokens = o.tokens;
+    generate.sampler.repetition_penalty = 1.4;  // a small model's most likely words run in circles
+    generate.penalise_prompt = false;
     CROQUIS_TRY(lane.generated, Generate(*executor, *model, *branch, context.last(1), generate, {}, false));
   }
   std::vector<std::unique_ptr<kvcache::KvCache>> timed;
@@ -177,7 +199,8 @@ Status Run(const DemoOptions& o) {
   Json rows = Json::array();
   for (const Lane& lane : lanes) rows.push_back(RowOf(lane, lanes[0]));
   if (o.common.json) {
-    PrintRows(o.common, "demo", executor->threads(), {}, rows, {{"context", o.context}, {"model", model->config().name}});
+    PrintRows(o.common, "demo", executor->threads(), {}, rows,
+              {{"context", o.context}, {"model", model->config().name}});
     return {};
   }
   const int64_t tail = std::min<int64_t>(48, o.context);

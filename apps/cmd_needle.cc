@@ -92,7 +92,8 @@ Status Run(NeedleCommand o) {
   const int64_t most = model->config().max_position;
   if (o.needle.lengths.empty()) o.needle.lengths = DefaultLengths(most);
   for (int64_t n : o.needle.lengths) {
-    if (n > most) Note(model->config().name + " was made for " + Grouped(most) + " tokens; " + Grouped(n) + " go beyond");
+    if (n > most)
+      Note(model->config().name + " was made for " + Grouped(most) + " tokens; " + Grouped(n) + " go beyond");
   }
   o.needle.sinks = o.cache.sinks;
   o.needle.ring = o.cache.ring;
@@ -119,6 +120,10 @@ Status Run(NeedleCommand o) {
               {{"model", model->config().name}, {"sinks", o.needle.sinks}, {"ring", o.needle.ring}});
   } else {
     for (size_t c = 0; c < o.cache.kv.size(); c++) PrintGrid(o, cells, c);
+    if (std::all_of(cells.begin(), cells.end(), [](const eval::NeedleCell& c) { return c.accuracy == 0; })) {
+      std::cout << "No fact was found with any cache: " << model->config().name
+                << " does not retrieve facts. ln p(answer) still tells the caches apart.\n";
+    }
   }
   if (!o.plot.empty()) {
     std::vector<HeatMap> maps;
@@ -137,18 +142,30 @@ void AddNeedle(CLI::App& app, Action* action) {
   o->needle.depths = {0, .25, .5, .75, 1};
   auto* c = app.add_subcommand("needle", "Hide a fact in a long text and ask for it: accuracy over depth and length");
   AddModelOptions(*c, o->model, false);
-  c->add_option("--kv", o->cache.kv, "A cache to try; may be given several times (default: f16 and eden:bits=4)")->take_all()->expected(1);
+  c->add_option("--kv", o->cache.kv, "A cache to try; may be given several times (default: f16 and eden:bits=4)")
+      ->take_all()
+      ->expected(1);
   AddSinksAndRing(*c, o->cache);
-  c->add_option("--lengths", o->needle.lengths, "Tokens of prompt and answer, comma-separated (default: 512, 1024, ... up to the model's range)")
-      ->delimiter(',')->check(CLI::Range(1, 1 << 24));
-  c->add_option("--depths", o->needle.depths, "Places of the fact, 0 (start) to 1 (end), comma-separated")->delimiter(',')->check(CLI::Range(0.0, 1.0))->capture_default_str();
-  c->add_option("--trials", o->needle.trials, "Facts for each depth and length")->check(CLI::Range(1, 1000))->capture_default_str();
+  c->add_option("--lengths", o->needle.lengths,
+                "Tokens of prompt and answer, comma-separated (default: 512, 1024, ... up to the model's range)")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 24));
+  c->add_option("--depths", o->needle.depths, "Places of the fact, 0 (start) to 1 (end), comma-separated")
+      ->delimiter(',')
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  c->add_option("--trials", o->needle.trials, "Facts for each depth and length")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
   c->add_option("--haystack", o->haystack, "Text to hide the fact in (default: the bundled one)");
   c->add_option("--seed", o->needle.seed, "Seed of the facts")->capture_default_str();
-  c->add_option("--chunk", o->needle.chunk, "Tokens of the prompt computed at a time")->check(CLI::Range(1, 65536))->capture_default_str();
+  c->add_option("--chunk", o->needle.chunk, "Tokens of the prompt computed at a time")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
   c->add_option("--plot", o->plot, "Draw the heat maps into a .svg or .png file");
   AddCommon(*c, o->common);
-  c->footer("\nExample:\n  croquis needle MODEL --kv f16 --kv eden:bits=3 --lengths 1024,4096 --plot needle.svg\n\n" + ExitCodeHelp());
+  c->footer("\nExample:\n  croquis needle MODEL --kv f16 --kv eden:bits=3 --lengths 1024,4096 --plot needle.svg\n\n" +
+            ExitCodeHelp());
   c->callback([o, action] { *action = [o] { return Run(*o); }; });
 }
 

@@ -35,10 +35,11 @@ Result<std::string> PromptText(const RunOptions& o) {
 Result<int64_t> ContextLimit(const RunOptions& o, const model::ModelConfig& config, int64_t needed) {
   const int64_t limit = o.ctx > 0 ? o.ctx : config.max_position;
   if (needed >= limit) {
-    return InvalidArgument("the prompt has " + Grouped(needed) + " tokens" + (o.load.empty() ? "" : " with those restored") +
-                           " and the context holds " + Grouped(limit) + "; shorten it, or raise the context with --ctx " +
-                           std::to_string(needed + o.generate.max_tokens) +
-                           (o.ctx > 0 ? "" : " (" + config.name + " was made for " + Grouped(config.max_position) + ")"));
+    return InvalidArgument(
+        "the prompt has " + Grouped(needed) + " tokens" + (o.load.empty() ? "" : " with those restored") +
+        " and the context holds " + Grouped(limit) + "; shorten it, or raise the context with --ctx " +
+        std::to_string(needed + o.generate.max_tokens) +
+        (o.ctx > 0 ? "" : " (" + config.name + " was made for " + Grouped(config.max_position) + ")"));
   }
   if (needed > config.max_position) {
     Note(config.name + " was made for " + Grouped(config.max_position) + " tokens; beyond them its text gets worse");
@@ -74,18 +75,20 @@ void PrintFigures(const Json& row, const kvcache::Report& report) {
             << number("prompt_tokens_per_s", Format::kFixed1) << " a second, then "
             << number("generated_tokens", Format::kInt) << " at " << number("decode_tokens_per_s", Format::kFixed1)
             << " a second\n"
-            << "cache   " << Grouped(report.tokens) << " tokens in " << HumanBytes(double(report.total())) << "; f16 takes "
-            << HumanBytes(double(report.f16_bytes)) << ": "
+            << "cache   " << Grouped(report.tokens) << " tokens in " << HumanBytes(double(report.total()))
+            << "; f16 takes " << HumanBytes(double(report.f16_bytes)) << ": "
             << Printf("%.2f", double(report.total()) / double(std::max<int64_t>(report.f16_bytes, 1))) << " of it\n"
             << "bits    " << Printf("%.2f", report.bits_per_number) << " a number, everything counted; keys "
             << Printf("%.3g", report.key_bits) << " and values " << Printf("%.3g", report.value_bits) << " in pages\n";
   for (const std::string& kernel : report.kernels) std::cout << "kernel  " << kernel << "\n";
-  if (!report.all_fast) std::cout << "warning a method has no fast path on this machine: its pages are read by generic code\n";
+  if (!report.all_fast)
+    std::cout << "warning a method has no fast path on this machine: its pages are read by generic code\n";
 }
 
 Status Run(const RunOptions& o) {
   CROQUIS_CHECK_OK(CheckSinksAndRing(o.cache));
-  if (o.generate.max_tokens < 1) return OutOfRange("-n must be at least 1, got " + std::to_string(o.generate.max_tokens));
+  if (o.generate.max_tokens < 1)
+    return OutOfRange("-n must be at least 1, got " + std::to_string(o.generate.max_tokens));
   if (o.generate.chunk < 1) return OutOfRange("--chunk must be at least 1, got " + std::to_string(o.generate.chunk));
   if (auto sampler = model::Sampler::Make(o.generate.sampler); !sampler) return sampler.error();
   CacheOptions cache_options = o.cache;
@@ -123,7 +126,8 @@ Status Run(const RunOptions& o) {
   const auto on_text = [&](const std::string& piece) {
     if (stream) std::cout << piece << std::flush;
   };
-  CROQUIS_TRY(const Generated g, Generate(*executor, *model, *cache, prompt, generate, on_text, WantProgress() && stream));
+  CROQUIS_TRY(const Generated g,
+              Generate(*executor, *model, *cache, prompt, generate, on_text, WantProgress() && stream));
   if (!o.save.empty()) {
     // The last token was shown but not yet read: what is saved must hold all of the text.
     if (!g.tokens.empty() && std::string_view(g.stop) != "stop token") {
@@ -153,24 +157,33 @@ void AddRun(CLI::App& app, Action* action) {
   c->add_option("-p,--prompt", o->prompt, "Prompt text");
   c->add_option("-f,--file", o->file, "Prompt from a text file (- reads standard input)");
   c->add_option("-n,--tokens", o->generate.max_tokens, "Tokens to generate")->capture_default_str();
-  c->add_option("--kv", o->kv, "Method of the cache: NAME:param=value, or k=...,v=...; croquis codecs lists them")->capture_default_str();
+  c->add_option("--kv", o->kv, "Method of the cache: NAME:param=value, or k=...,v=...; croquis codecs lists them")
+      ->capture_default_str();
   AddSinksAndRing(*c, o->cache);
-  c->add_option("--ctx", o->ctx, "Most tokens of context (default: what the model was made for)")->check(CLI::Range(int64_t(1), int64_t(1) << 31));
+  c->add_option("--ctx", o->ctx, "Most tokens of context (default: what the model was made for)")
+      ->check(CLI::Range(int64_t(1), int64_t(1) << 31));
   c->add_option("--chunk", o->generate.chunk, "Tokens of the prompt computed at a time")->capture_default_str();
-  c->add_option("--temp", o->generate.sampler.temperature, "Temperature; 0 takes the most likely token")->capture_default_str();
-  c->add_option("--top-k", o->generate.sampler.top_k, "Sample among the k most likely tokens; 0: all")->capture_default_str();
-  c->add_option("--top-p", o->generate.sampler.top_p, "Sample among the most likely tokens that hold this probability")->capture_default_str();
-  c->add_option("--min-p", o->generate.sampler.min_p, "Leave out tokens below this share of the most likely one")->capture_default_str();
-  c->add_option("--repetition-penalty", o->generate.sampler.repetition_penalty, "Above 1: tokens seen before get less likely")->capture_default_str();
+  c->add_option("--temp", o->generate.sampler.temperature, "Temperature; 0 takes the most likely token")
+      ->capture_default_str();
+  c->add_option("--top-k", o->generate.sampler.top_k, "Sample among the k most likely tokens; 0: all")
+      ->capture_default_str();
+  c->add_option("--top-p", o->generate.sampler.top_p, "Sample among the most likely tokens that hold this probability")
+      ->capture_default_str();
+  c->add_option("--min-p", o->generate.sampler.min_p, "Leave out tokens below this share of the most likely one")
+      ->capture_default_str();
+  c->add_option("--repetition-penalty", o->generate.sampler.repetition_penalty,
+                "Above 1: tokens seen before get less likely")
+      ->capture_default_str();
   c->add_option("--seed", o->generate.sampler.seed, "Seed of sampling")->capture_default_str();
   c->add_option("--cache-seed", o->cache.seed, "Seed of the cache's random rotations")->capture_default_str();
-  c->add_flag("--ignore-stop", o->generate.ignore_stop, "Go on after a stop token");
+  c->add_flag("--ignore-eos,--ignore-stop", o->generate.ignore_stop, "Go on after a stop token");
   c->add_flag("--no-bos", o->no_bos, "Do not put the model's start token in front");
   c->add_option("--save-cache", o->save, "Write the cache to a file at the end");
   c->add_option("--load-cache", o->load, "Start from a saved cache; the prompt continues it");
   c->add_flag("-q,--quiet", o->quiet, "Print the text only");
   AddCommon(*c, o->common);
-  c->footer("\nExample:\n  croquis run -p \"It was a dark night\" -n 100 --kv k=eden:bits=4,v=eden:bits=3\n\n" + ExitCodeHelp());
+  c->footer("\nExample:\n  croquis run -p \"It was a dark night\" -n 100 --kv k=eden:bits=4,v=eden:bits=3\n\n" +
+            ExitCodeHelp());
   c->callback([o, action] { *action = [o] { return Run(*o); }; });
 }
 

@@ -21,7 +21,8 @@ int Fail(const Error& error) {
     std::cerr << "croquis: interrupted\n";
   } else {
     std::cerr << "croquis: " << error.message << "\n";
-    if (error.code == Code::kInternal) std::cerr << "croquis: this is a bug in Croquis; please report it with the command line\n";
+    if (error.code == Code::kInternal)
+      std::cerr << "croquis: this is a bug in Croquis; please report it with the command line\n";
   }
   return ExitCodeOf(error);
 }

@@ -115,7 +115,8 @@ TEST_F(EndToEnd, RunPrintsTextAndFigures) {
   const Outcome plain = Croquis({"run", "-p", "It was a dark night", "-n", "12"});
   ASSERT_EQ(plain.code, 0) << plain.err;
   EXPECT_EQ(plain.err, "");  // no progress bar in a pipe
-  for (const char* part : {"speed", "cache", "bits", "kernel"}) EXPECT_NE(plain.out.find(part), std::string::npos) << part;
+  for (const char* part : {"speed", "cache", "bits", "kernel"})
+    EXPECT_NE(plain.out.find(part), std::string::npos) << part;
 
   const Outcome one = Croquis({"run", "-p", "It was a dark night", "-n", "12", "--json", "--threads", "1"});
   const Outcome two = Croquis({"run", "-p", "It was a dark night", "-n", "12", "--json", "--threads", "2"});
@@ -148,7 +149,8 @@ TEST_F(EndToEnd, CachesAreSavedAndRestored) {
   save.insert(save.end(), {"--save-cache", cache, "--json"});
   const Outcome saved = Croquis(save);
   ASSERT_EQ(saved.code, 0) << saved.err;
-  const Outcome more = Croquis({"run", "-p", "and then", "-n", "4", "--kv", "eden:bits=3", "--load-cache", cache, "--json"});
+  const Outcome more =
+      Croquis({"run", "-p", "and then", "-n", "4", "--kv", "eden:bits=3", "--load-cache", cache, "--json"});
   ASSERT_EQ(more.code, 0) << more.err;
   const json a = saved.Json()["rows"][0], b = more.Json()["rows"][0];
   EXPECT_EQ(b["tokens"].get<int>(), a["prompt_tokens"].get<int>() + 6 + b["prompt_tokens"].get<int>() + 3);
@@ -177,8 +179,9 @@ TEST_F(EndToEnd, LongPromptsNeedAContext) {
 
 TEST_F(EndToEnd, EvalComparesCaches) {
   const std::string plot = Path("quality.png");
-  const Outcome r = Croquis({"eval", model_, book_, "--kv", "eden:bits=4", "--kv", "eden:bits=2", "--kv", "f16", "--ctx", "192",
-                             "--windows", "1", "--sinks", "0", "--ring", "16", "--chunk", "16", "--json", "--plot", plot});
+  const Outcome r = Croquis({"eval", model_,    book_, "--kv",      "eden:bits=4", "--kv",    "eden:bits=2", "--kv",
+                             "f16",  "--ctx",   "192", "--windows", "1",           "--sinks", "0",           "--ring",
+                             "16",   "--chunk", "16",  "--json",    "--plot",      plot});
   ASSERT_EQ(r.code, 0) << r.err;
   ExpectColumns(r.Json(), {"kv", "bits_per_number", "ppl", "kl_mean", "kl_median", "kl_p99", "kl_p999", "same_top",
                            "kl_mean_decode"});
@@ -199,8 +202,8 @@ TEST_F(EndToEnd, EvalComparesCaches) {
 
 TEST_F(EndToEnd, NeedleFillsItsGrid) {
   const std::string plot = Path("needle.svg");
-  const Outcome r = Croquis({"needle", "--kv", "f16", "--kv", "eden:bits=3", "--lengths", "160,256", "--depths", "0,1", "--trials", "1",
-                             "--ring", "16", "--json", "--plot", plot});
+  const Outcome r = Croquis({"needle", "--kv", "f16", "--kv", "eden:bits=3", "--lengths", "160,256", "--depths", "0,1",
+                             "--trials", "1", "--ring", "16", "--json", "--plot", plot});
   ASSERT_EQ(r.code, 0) << r.err;
   ExpectColumns(r.Json(), {"kv", "depth", "length", "accuracy", "token_accuracy", "log_prob"});
   EXPECT_EQ(r.Json()["rows"].size(), 8u);
@@ -213,8 +216,8 @@ TEST_F(EndToEnd, NeedleFillsItsGrid) {
 }
 
 TEST_F(EndToEnd, BenchmarksPrintTheirColumns) {
-  const Outcome a = Croquis({"bench", "attention", "--n", "600", "--heads", "4", "--kv-heads", "2", "--head-dim", "64", "--layers", "1",
-                             "--reps", "2", "--center-pairs", "4", "--kv", "eden:bits=4", "--json"});
+  const Outcome a = Croquis({"bench", "attention", "--n", "600", "--heads", "4", "--kv-heads", "2", "--head-dim", "64",
+                             "--layers", "1", "--reps", "2", "--center-pairs", "4", "--kv", "eden:bits=4", "--json"});
   ASSERT_EQ(a.code, 0) << a.err;
   ExpectColumns(a.Json(), {"kv", "bits_per_number", "bytes", "ms", "gb_per_s", "ratio_to_f16", "rel_error"});
   ASSERT_EQ(a.Json()["rows"].size(), 4u);  // f16, eden, and the two of centring
@@ -249,8 +252,11 @@ TEST_F(EndToEnd, ErrorsSayWhatToDoAndHaveTheirCodes) {
   const std::string broken = Path("broken");
   fs::create_directories(broken);
   for (const char* name : {"config.json", "tokenizer.model"}) fs::copy_file(model_ + "/" + name, broken + "/" + name);
-  std::ofstream(broken + "/model.safetensors", std::ios::binary) << Read(model_ + "/model.safetensors").substr(0, 100000);
-  const std::string packed = Write("books.txt", std::string("\xFD" "7zXZ\0abc", 9));
+  std::ofstream(broken + "/model.safetensors", std::ios::binary)
+      << Read(model_ + "/model.safetensors").substr(0, 100000);
+  const std::string packed = Write("books.txt", std::string("\xFD"
+                                                            "7zXZ\0abc",
+                                                            9));
   struct Case {
     std::vector<std::string> args;
     int code;
@@ -298,9 +304,16 @@ TEST_F(EndToEnd, ErrorsSayWhatToDoAndHaveTheirCodes) {
 }
 
 TEST_F(EndToEnd, HelpHasExamples) {
-  for (const std::vector<std::string>& args : std::vector<std::vector<std::string>>{
-           {"--help"}, {"run", "--help"}, {"eval", "--help"}, {"needle", "--help"}, {"bench", "--help"}, {"bench", "attention", "--help"},
-           {"bench", "encode", "--help"}, {"bench", "decode", "--help"}, {"codecs", "--help"}, {"demo", "--help"}}) {
+  for (const std::vector<std::string>& args : std::vector<std::vector<std::string>>{{"--help"},
+                                                                                    {"run", "--help"},
+                                                                                    {"eval", "--help"},
+                                                                                    {"needle", "--help"},
+                                                                                    {"bench", "--help"},
+                                                                                    {"bench", "attention", "--help"},
+                                                                                    {"bench", "encode", "--help"},
+                                                                                    {"bench", "decode", "--help"},
+                                                                                    {"codecs", "--help"},
+                                                                                    {"demo", "--help"}}) {
     const Outcome r = Croquis(args);
     EXPECT_EQ(r.code, 0) << args[0];
     EXPECT_NE(r.out.find("Example"), std::string::npos) << args[0];
@@ -317,7 +330,8 @@ TEST_F(EndToEnd, AForcedInstructionSetIsTheOneInUse) {
 }
 
 TEST_F(EndToEnd, AnInterruptEndsWithTheFigures) {
-  const Outcome r = Croquis({"run", "-p", "It was", "-n", "1900", "--ignore-stop"}, [](pid_t pid) { ::kill(pid, SIGINT); });
+  const Outcome r =
+      Croquis({"run", "-p", "It was", "-n", "1900", "--ignore-stop"}, [](pid_t pid) { ::kill(pid, SIGINT); });
   EXPECT_EQ(r.code, 130) << r.err;
   EXPECT_NE(r.out.find("speed"), std::string::npos);
   EXPECT_EQ(r.err, "croquis: interrupted\n");

@@ -36,16 +36,16 @@ Result<Generated> Generate(Executor& executor, model::Model& model, kvcache::KvC
     return !Interrupted();
   };
   auto start = std::chrono::steady_clock::now();
-  const Status prefill =
-      eval::Forward(executor, model, prompt, cache, logits.View(), options.chunk, on_chunk, &bar);
+  const Status prefill = eval::Forward(executor, model, prompt, cache, logits.View(), options.chunk, on_chunk, &bar);
   bar.Finish();
   if (Interrupted()) return InterruptedError();
   if (!prefill) return prefill.error();
   out.prompt_seconds = Seconds(start);
 
-  std::vector<int32_t> history(prompt.begin(), prompt.end());
+  std::vector<int32_t> history;
+  if (options.penalise_prompt) history.assign(prompt.begin(), prompt.end());
   const std::span<const int32_t> stops = model.tokenizer()->StopTokens();
-  model::StreamDecoder decoder(*model.tokenizer());
+  model::StreamDecoder decoder(*model.tokenizer(), /*continues=*/true);
   const auto emit = [&](const std::string& piece) {
     out.text += piece;
     if (on_text && !piece.empty()) on_text(piece);

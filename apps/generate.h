@@ -18,7 +18,8 @@ namespace croquis::apps {
 struct GenerateOptions {
   int64_t max_tokens = 128, chunk = 256;
   model::SamplerOptions sampler;
-  bool ignore_stop = false;  // go on after a stop token
+  bool ignore_stop = false;     // go on after a stop token
+  bool penalise_prompt = true;  // the repetition penalty counts the prompt's tokens, too
 };
 
 struct Generated {
@@ -33,7 +34,8 @@ struct Generated {
 };
 
 // Feeds `prompt` and generates; `on_text` gets the text in pieces that never split a character (may be empty).
-// `progress`: shown for the prompt. Errors: no prompt, the sampler's, the model's. An interrupt ends with what there is.
+// `progress`: shown for the prompt. Errors: no prompt, the sampler's, the model's. An interrupt ends with what there
+// is.
 Result<Generated> Generate(Executor& executor, model::Model& model, kvcache::KvCache& cache,
                            std::span<const int32_t> prompt, const GenerateOptions& options,
                            const std::function<void(const std::string&)>& on_text, bool progress);

@@ -56,14 +56,22 @@ std::string FormatCell(const Json& value, Format format) {
   const double x = value.get<double>();
   if (std::isnan(x)) return "-";
   switch (format) {
-    case Format::kInt: return Grouped(std::llround(x));
-    case Format::kFixed1: return Printf("%.1f", x);
-    case Format::kFixed2: return Printf("%.2f", x);
-    case Format::kFixed3: return Printf("%.3f", x);
-    case Format::kScientific: return x == 0 ? "0" : Printf("%.2e", x);
-    case Format::kPercent: return Printf("%.1f %%", 100 * x);
-    case Format::kBytes: return HumanBytes(x);
-    case Format::kText: break;
+    case Format::kInt:
+      return Grouped(std::llround(x));
+    case Format::kFixed1:
+      return Printf("%.1f", x);
+    case Format::kFixed2:
+      return Printf("%.2f", x);
+    case Format::kFixed3:
+      return Printf("%.3f", x);
+    case Format::kScientific:
+      return x == 0 ? "0" : Printf("%.2e", x);
+    case Format::kPercent:
+      return Printf("%.1f %%", 100 * x);
+    case Format::kBytes:
+      return HumanBytes(x);
+    case Format::kText:
+      break;
   }
   return value.dump();
 }

@@ -108,8 +108,8 @@ Result<std::string> Draw(const std::string& kind, double width, double height,
 }
 
 struct Axis {
-  double lo, hi;      // of values
-  double from, to;    // of pixels
+  double lo, hi;    // of values
+  double from, to;  // of pixels
   bool log = false;
   double At(double v) const {
     const double t = log ? std::log(v / lo) / std::log(hi / lo) : (v - lo) / (hi - lo);
@@ -130,15 +130,41 @@ void Widen(double& lo, double& hi, bool log) {
   }
 }
 
+struct Box {
+  double x0, y0, x1, y1;
+  bool Meets(const Box& o) const { return x0 < o.x1 && o.x0 < x1 && y0 < o.y1 && o.y0 < y1; }
+};
+
+// Writes a label beside its mark, at the first of eight places that nothing stands on; at the first if all are taken.
+void PlaceLabel(Canvas& c, double x, double y, const std::string& label, std::vector<Box>& taken) {
+  constexpr double kSize = 10.5;
+  const double w = c.Width(label, kSize);
+  const auto box_at = [&](double dx, double dy) {
+    const double left = dx > 0 ? x + dx : dx < 0 ? x + dx - w : x - w / 2;
+    return Box{left, y + dy - kSize / 2, left + w, y + dy + kSize / 2};
+  };
+  constexpr double kPlaces[][2] = {{7, -8}, {7, 8}, {-7, 8}, {-7, -8}, {9, 0}, {-9, 0}, {0, -13}, {0, 14}};
+  Box chosen = box_at(kPlaces[0][0], kPlaces[0][1]);
+  for (const auto& place : kPlaces) {
+    const Box box = box_at(place[0], place[1]);
+    if (std::none_of(taken.begin(), taken.end(), [&](const Box& t) { return t.Meets(box); })) {
+      chosen = box;
+      break;
+    }
+  }
+  taken.push_back(chosen);
+  c.Text(chosen.x0, (chosen.y0 + chosen.y1) / 2, label, 0, kSize);
+}
+
 std::string TickText(double v) {
   if (v != 0 && (std::abs(v) < 1e-3 || std::abs(v) >= 1e5)) return Printf("%.0e", v);
   return Printf("%g", v);
 }
 
-// White to dark blue, in equal steps of lightness.
+// Light grey to dark blue; never the white of the paper, so that a cell of value 0 is seen.
 Color Shade(double t) {
   t = std::clamp(t, 0.0, 1.0);
-  return {1 - .97 * t, 1 - .75 * t, 1 - .45 * t};
+  return {.92 - .89 * t, .93 - .68 * t, .95 - .40 * t};
 }
 
 }  // namespace
@@ -182,7 +208,8 @@ Result<std::string> Render(const Chart& chart, const std::string& kind) {
       y_hi = std::max(y_hi, p.y);
     }
   }
-  if (!(x_lo <= x_hi)) return InvalidArgument("nothing to plot: no point has a value" + std::string(chart.log_y ? " above zero" : ""));
+  if (!(x_lo <= x_hi))
+    return InvalidArgument("nothing to plot: no point has a value" + std::string(chart.log_y ? " above zero" : ""));
   Widen(x_lo, x_hi, false);
   Widen(y_lo, y_hi, chart.log_y);
   const double width = 860, height = 520, left = 84, right = width - 190, top = 48, bottom = height - 60;
@@ -201,6 +228,7 @@ Result<std::string> Render(const Chart& chart, const std::string& kind) {
     c.Line(left, top, left, bottom, 1.2, kInk);
     c.Text((left + right) / 2, height - 18, chart.x_label, .5);
     c.VerticalText(18, (top + bottom) / 2, chart.y_label);
+    std::vector<Box> taken;  // marks, then labels
     for (size_t s = 0; s < chart.series.size(); s++) {
       const Color color = kPalette[s % kPalette.size()];
       const Point* before = nullptr;
@@ -208,13 +236,18 @@ Result<std::string> Render(const Chart& chart, const std::string& kind) {
         if (!shown(p)) continue;
         if (before != nullptr) c.Line(x.At(before->x), y.At(before->y), x.At(p.x), y.At(p.y), 1.6, color);
         c.Dot(x.At(p.x), y.At(p.y), 4, color);
-        if (!p.label.empty()) c.Text(x.At(p.x) + 7, y.At(p.y) - 8, p.label, 0, 10.5);
+        taken.push_back({x.At(p.x) - 4, y.At(p.y) - 4, x.At(p.x) + 4, y.At(p.y) + 4});
         before = &p;
       }
       const double ly = top + 10 + 20 * double(s);
       c.Line(right + 14, ly, right + 34, ly, 1.6, color);
       c.Dot(right + 24, ly, 4, color);
       c.Text(right + 40, ly, chart.series[s].name, 0, 12);
+    }
+    for (const Series& series : chart.series) {
+      for (const Point& p : series.points) {
+        if (shown(p) && !p.label.empty()) PlaceLabel(c, x.At(p.x), y.At(p.y), p.label, taken);
+      }
     }
   });
 }

@@ -14,7 +14,7 @@ struct Point {
 };
 
 struct Series {
-  std::string name;  // of the legend
+  std::string name;           // of the legend
   std::vector<Point> points;  // joined in the order given
 };
 

@@ -21,7 +21,7 @@ struct Lane {
   kvcache::KvPolicy policy;
   bool biased = false;
   std::unique_ptr<KvCache> cache;
-  std::vector<double> seconds;  // a round's time over its layers
+  std::vector<double> seconds;   // a round's time over its layers
   std::vector<float> first_out;  // [heads * head_dim]: the output of layer 0
 };
 
@@ -69,10 +69,12 @@ class Bench {
       return OutOfRange("tokens, heads, head sizes and repetitions must be at least 1");
     }
     if (o.heads % o.kv_heads != 0) {
-      return InvalidArgument("the heads (" + std::to_string(o.heads) + ") must be a multiple of the kv heads (" + std::to_string(o.kv_heads) + ")");
+      return InvalidArgument("the heads (" + std::to_string(o.heads) + ") must be a multiple of the kv heads (" +
+                             std::to_string(o.kv_heads) + ")");
     }
     if (o.center_pairs < 0 || o.center_pairs > o.head_dim / 2) {
-      return OutOfRange("--center-pairs lies between 0 and half the head size, " + std::to_string(o.head_dim / 2) + "; got " + std::to_string(o.center_pairs));
+      return OutOfRange("--center-pairs lies between 0 and half the head size, " + std::to_string(o.head_dim / 2) +
+                        "; got " + std::to_string(o.center_pairs));
     }
     return {};
   }
@@ -110,7 +112,8 @@ class Bench {
 
   std::vector<double> InverseFrequencies() const {
     std::vector<double> w;
-    for (int64_t i = 0; i < o_.head_dim / 2; i++) w.push_back(std::pow(10000.0, -2.0 * double(i) / double(o_.head_dim)));
+    for (int64_t i = 0; i < o_.head_dim / 2; i++)
+      w.push_back(std::pow(10000.0, -2.0 * double(i) / double(o_.head_dim)));
     return w;
   }
 
@@ -189,13 +192,14 @@ class Bench {
     FillGaussian(o_.seed, ~uint64_t(2), 0, v.cols(), v.data());
     if (!biased) return;
     AddBias(o_.n, k.data());
-    // Queries look less at the pairs of the common part, by as much as it is larger: its logits then vary as much as the
-    // others. Otherwise attention would fall on a single key, and errors of keys would not show.
+    // Queries look less at the pairs of the common part, by as much as it is larger: its logits then vary as much as
+    // the others. Otherwise attention would fall on a single key, and errors of keys would not show.
     const int64_t half = o_.head_dim / 2;
     for (int64_t h = 0; h < o_.heads; h++) {
       for (int64_t i = 0; i < o_.center_pairs; i++) {
         const int64_t pair = i * half / o_.center_pairs;
-        for (const int64_t dim : {pair, pair + half}) q.data()[h * o_.head_dim + dim] /= float(std::max(o_.center_norm, 1.0));
+        for (const int64_t dim : {pair, pair + half})
+          q.data()[h * o_.head_dim + dim] /= float(std::max(o_.center_norm, 1.0));
       }
     }
   }

@@ -1,4 +1,5 @@
-// Decode attention measured: time, bytes and error of one token attending to n cached ones, for several caches in one run.
+// Decode attention measured: time, bytes and error of one token attending to n cached ones, for several caches in one
+// run.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +17,11 @@ namespace croquis::eval {
 struct AttentionBenchOptions {
   int64_t n = 32768;  // cached tokens
   int64_t heads = 32, kv_heads = 8, head_dim = 128;
-  int64_t layers = 0;        // 0: so many that f16 exceeds twice the last cache and 600 MB, memory permitting
-  int64_t last_cache = 0;    // bytes; for layers = 0
-  int64_t reps = 15;         // rounds; every cache is visited once a round, in turn
+  int64_t layers = 0;      // 0: so many that f16 exceeds twice the last cache and 600 MB, memory permitting
+  int64_t last_cache = 0;  // bytes; for layers = 0
+  int64_t reps = 15;       // rounds; every cache is visited once a round, in turn
   int64_t sinks = 4, ring = 128;
-  double logit_std = 2.5;    // queries are scaled so that logits have this standard deviation
+  double logit_std = 2.5;                 // queries are scaled so that logits have this standard deviation
   std::vector<kvcache::KvPolicy> caches;  // f16 is added in front when it is not there
   int64_t center_pairs = 16;  // frequency pairs that hold the common part of the biased keys; 0: no such rows
   double center_norm = 8;     // its norm over the mean norm of the rest
@@ -49,7 +50,7 @@ struct AttentionRow {
 struct AttentionBench {
   std::vector<AttentionRow> rows;  // f16 first
   int64_t layers = 0;
-  double read_gb_per_s = 0;  // best over the rounds of a plain streaming read with the same threads
+  double read_gb_per_s = 0;   // best over the rounds of a plain streaming read with the same threads
   bool beyond_caches = true;  // false: memory allowed too few layers for data larger than the last cache
 };
 
@@ -61,13 +62,14 @@ Result<AttentionBench> BenchAttention(Executor& executor, const AttentionBenchOp
 // Encoding: nanoseconds per vector on one thread.
 struct EncodeRow {
   std::string codec, role, kernel;
-  double ns = 0, ns_best = 0;  // median and least over the rounds
+  double ns = 0, ns_best = 0;                // median and least over the rounds
   double bits_per_number = 0, gb_per_s = 0;  // of f32 input, median
 };
 Result<std::vector<EncodeRow>> BenchEncode(const std::vector<std::string>& codecs, int64_t head_dim, int64_t reps,
                                            uint64_t seed = 1, const ProgressFn& progress = {});
 
-// `count` Gaussian numbers that are a function of (seed, stream, index): 65,536 equiprobable values, eight a Philox block.
+// `count` Gaussian numbers that are a function of (seed, stream, index): 65,536 equiprobable values, eight a Philox
+// block.
 void FillGaussian(uint64_t seed, uint64_t stream, uint64_t index, int64_t count, float* out);
 
 }  // namespace croquis::eval

@@ -69,14 +69,16 @@ class Pass {
     for (int64_t at = 0; at < int64_t(tokens.size()); at += step_) {
       const int64_t n = std::min(step_, int64_t(tokens.size()) - at);
       std::vector<int32_t> targets;
-      for (int64_t i = at + 1; i <= at + n; i++) targets.push_back(i < int64_t(tokens.size()) ? tokens[size_t(i)] : next);
+      for (int64_t i = at + 1; i <= at + n; i++)
+        targets.push_back(i < int64_t(tokens.size()) ? tokens[size_t(i)] : next);
       for (size_t l = 0; l < lanes.size(); l++) {
         const MatView<float> logits = (l == 0 ? reference_logits_ : test_logits_).View().Rows(0, n);
         const auto start = std::chrono::steady_clock::now();
         CROQUIS_CHECK_OK(Forward(executor_, model_, tokens.subspan(size_t(at), size_t(n)), *lanes[l].cache, logits, n));
         lanes[l].score->seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         const int64_t skip = at == 0 ? 1 : 0;  // nothing is cached before the first position
-        CompareRows(executor_, reference_logits_.View().Rows(0, n), logits, targets, std::min(skip, n), lanes[l].collector);
+        CompareRows(executor_, reference_logits_.View().Rows(0, n), logits, targets, std::min(skip, n),
+                    lanes[l].collector);
       }
     }
     for (Lane& lane : lanes) lane.score->report = lane.cache->GetReport();
@@ -93,9 +95,12 @@ class Pass {
 
 Status CheckOptions(const CompareOptions& o, const model::Model& model, int64_t prefix, int64_t text) {
   if (o.caches.empty()) return InvalidArgument("no cache to compare: name at least one, e.g. --kv eden:bits=4");
-  if (o.ctx < prefix + 2) return OutOfRange("a window of " + std::to_string(o.ctx) + " tokens is too short; wanted at least " + std::to_string(prefix + 2));
+  if (o.ctx < prefix + 2)
+    return OutOfRange("a window of " + std::to_string(o.ctx) + " tokens is too short; wanted at least " +
+                      std::to_string(prefix + 2));
   if (o.chunk < 1) return OutOfRange("the chunk must have at least 1 token, got " + std::to_string(o.chunk));
-  if (o.windows < 0) return OutOfRange("the number of windows must be 0 (all) or more, got " + std::to_string(o.windows));
+  if (o.windows < 0)
+    return OutOfRange("the number of windows must be 0 (all) or more, got " + std::to_string(o.windows));
   if (text < o.ctx - prefix) {
     return InvalidArgument("the text has " + std::to_string(text) + " tokens, fewer than one window of " +
                            std::to_string(o.ctx) + "; take a longer text or a smaller --ctx");
@@ -144,11 +149,11 @@ Result<CompareResult> CompareCaches(Executor& executor, model::Model& model, std
   return result;
 }
 
-Result<DivergenceSummary> CompareContinuation(Executor& executor, model::Model& model, KvCache& reference, KvCache& test,
-                                              std::span<const int32_t> tokens) {
+Result<DivergenceSummary> CompareContinuation(Executor& executor, model::Model& model, KvCache& reference,
+                                              KvCache& test, std::span<const int32_t> tokens) {
   if (reference.length() != test.length()) {
-    return InvalidArgument("the caches hold " + std::to_string(reference.length()) + " and " + std::to_string(test.length()) +
-                           " tokens; wanted the same");
+    return InvalidArgument("the caches hold " + std::to_string(reference.length()) + " and " +
+                           std::to_string(test.length()) + " tokens; wanted the same");
   }
   Matrix<float> a(1, model.config().vocab), b(1, model.config().vocab);
   DivergenceCollector collector;

@@ -1,12 +1,13 @@
 // Quality of compressed caches: next-token distributions against those of an uncompressed cache, over windows of text.
 //
 // Two ways of reading a window, both with the text's own tokens as input (docs/cli.md defines them for users):
-//   chunked  the window goes through the model `chunk` tokens at a time, as a prompt does: a token sees the tokens of its
+//   chunked  the window goes through the model `chunk` tokens at a time, as a prompt does: a token sees the tokens of
+//   its
 //            own chunk and of the ring exactly, older ones through the codes.
 //   decode   one token at a time, as in generation: a token sees all but the ring through the codes, and its own key
 //            and value are made from activations that have seen codes only.
-// In both, keys and values of later tokens carry the error of earlier reads. The reference runs in the same way, with the
-// same chunks, so that nothing but the cache differs.
+// In both, keys and values of later tokens carry the error of earlier reads. The reference runs in the same way, with
+// the same chunks, so that nothing but the cache differs.
 #pragma once
 
 #include <cstdint>
@@ -44,8 +45,8 @@ struct CacheScore {
 };
 
 struct CompareResult {
-  std::vector<CacheScore> caches;      // in the order of the options
-  CacheScore reference;                // its kl_* compare it with itself: 0
+  std::vector<CacheScore> caches;  // in the order of the options
+  CacheScore reference;            // its kl_* compare it with itself: 0
   int64_t windows = 0, windows_available = 0;
 };
 

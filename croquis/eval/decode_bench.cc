@@ -67,7 +67,8 @@ Result<std::vector<DecodeRow>> BenchDecode(Executor& executor, model::Model& mod
     for (int64_t at = 0; at < o.n; at += chunk) {
       const int64_t n = std::min(chunk, o.n - at);
       const auto start = std::chrono::steady_clock::now();
-      CROQUIS_CHECK_OK(Forward(executor, model, std::span(context).subspan(size_t(at), size_t(n)), *lane.cache, {}, chunk));
+      CROQUIS_CHECK_OK(
+          Forward(executor, model, std::span(context).subspan(size_t(at), size_t(n)), *lane.cache, {}, chunk));
       lane.prompt_seconds += Milliseconds(start) / 1e3;
       if (progress && !progress(++done, total)) return Internal("interrupted");
     }

@@ -59,7 +59,8 @@ void ForEachStoredBlock(const kvcache::HeadView& view, int64_t head_dim,
     const int64_t first = page * codecs::kPageTokens, rows = std::min(codecs::kPageTokens, view.encoded - first);
     view.key->Decode(view.KeyPage(page), 0, k.View().Rows(0, rows));
     view.value->Decode(view.ValuePage(page), 0, v.View().Rows(0, rows));
-    if (view.center != nullptr) kvcache::AddCommon(*view.rope, *view.center, view.sinks + first, 0, 1.f, k.View().Rows(0, rows));
+    if (view.center != nullptr)
+      kvcache::AddCommon(*view.rope, *view.center, view.sinks + first, 0, 1.f, k.View().Rows(0, rows));
     use(view.sinks + first, k.View().Rows(0, rows), v.View().Rows(0, rows));
   }
   for (int64_t p = view.sinks + view.encoded; p < view.length; p++) {

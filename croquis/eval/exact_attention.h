@@ -26,8 +26,8 @@ class ExactAttention {
   std::vector<double> q_, max_, mass_, sum_;
 };
 
-// Calls use(first position, keys, values) for blocks of at most 128 tokens that together are all that the view holds, as
-// decoded by the codecs' reference path, with the common part of the keys added back.
+// Calls use(first position, keys, values) for blocks of at most 128 tokens that together are all that the view holds,
+// as decoded by the codecs' reference path, with the common part of the keys added back.
 void ForEachStoredBlock(const kvcache::HeadView& view, int64_t head_dim,
                         const std::function<void(int64_t, MatView<const float>, MatView<const float>)>& use);
 

@@ -79,8 +79,8 @@ TEST(ExactAttention, AgreesWithAttentionOverACache) {
     const auto bench = BenchAttention(executor, o);
     ASSERT_TRUE(bench) << bench.error().message;
     for (const AttentionRow& row : bench->rows) {
-      // 16-bit query and weights promise 2e-4 of |q||k|. Keys with a common part 8 times the rest are 8 times as long, and
-      // so is the error of their logits unless the common part is removed.
+      // 16-bit query and weights promise 2e-4 of |q||k|. Keys with a common part 8 times the rest are 8 times as long,
+      // and so is the error of their logits unless the common part is removed.
       const bool long_keys = row.kv == "eden:bits=4,center=none";
       EXPECT_LT(row.rel_error, long_keys ? 1.6e-3 : 2e-4) << row.kv << " " << row.kernel << " " << row.keys;
       EXPECT_GT(row.total_error, 0) << row.kv;

@@ -45,8 +45,8 @@ double Mean(std::span<const double> values);
 struct DivergenceSummary {
   int64_t positions = 0;
   double kl_mean = 0, kl_median = 0, kl_p99 = 0, kl_p999 = 0;  // nats
-  double same_top = 0;                                     // share of positions, 0..1
-  double ppl = 0;                                          // exp of the mean nll over positions with a target
+  double same_top = 0;                                         // share of positions, 0..1
+  double ppl = 0;                                              // exp of the mean nll over positions with a target
 };
 
 class DivergenceCollector {

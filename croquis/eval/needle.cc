@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kDigits = 5, kAnswerRoom = 16, kSlack = 48;
 
 // Words that name the secrets: common nouns in any vocabulary.
-constexpr const char* kNames[] = {"garden", "river",  "castle", "mirror", "winter", "bridge", "forest", "harbour",
+constexpr const char* kNames[] = {"garden", "river",  "castle",   "mirror", "winter",  "bridge", "forest",  "harbour",
                                   "candle", "letter", "mountain", "silver", "village", "window", "journey", "orchard"};
 
 // The place between two sentences nearest to `at`; the ends count.
@@ -105,7 +105,8 @@ Result<NeedlePrompt> MakeNeedle(const model::Tokenizer& tokenizer, const std::st
   // The text is built as text and tokenised whole, as a user's would be; its size is found by a few proportional steps.
   double bytes_per_token = 3.5;
   int64_t room = length - kAnswerRoom;
-  size_t bytes = size_t(std::max(0.0, double(room) * bytes_per_token - double(fact.sentence.size() + fact.question.size())));
+  size_t bytes =
+      size_t(std::max(0.0, double(room) * bytes_per_token - double(fact.sentence.size() + fact.question.size())));
   NeedlePrompt best;
   for (int step = 0; step < 12; step++) {
     const std::string hay = Repeat(haystack, bytes);
@@ -128,10 +129,12 @@ Result<NeedlePrompt> MakeNeedle(const model::Tokenizer& tokenizer, const std::st
     bytes = size_t(std::max(0.0, want));
   }
   if (best.tokens.empty()) {
-    return OutOfRange("a length of " + std::to_string(length) + " tokens has no room for the fact and its question; take at least 128");
+    return OutOfRange("a length of " + std::to_string(length) +
+                      " tokens has no room for the fact and its question; take at least 128");
   }
   if (int64_t(best.answer.size()) > kAnswerRoom) {
-    return Unsupported("the tokenizer needs " + std::to_string(best.answer.size()) + " tokens for five digits; at most " + std::to_string(kAnswerRoom) + " are supported");
+    return Unsupported("the tokenizer needs " + std::to_string(best.answer.size()) +
+                       " tokens for five digits; at most " + std::to_string(kAnswerRoom) + " are supported");
   }
   return best;
 }

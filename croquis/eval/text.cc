@@ -14,7 +14,10 @@ namespace {
 
 // Compressed files are a likely mistake here: the books come as .tar.xz.
 std::string_view Compression(std::string_view bytes) {
-  if (bytes.starts_with(std::string_view("\xFD" "7zXZ", 5))) return "xz";
+  if (bytes.starts_with(std::string_view("\xFD"
+                                         "7zXZ",
+                                         5)))
+    return "xz";
   if (bytes.starts_with("\x1F\x8B")) return "gzip";
   if (bytes.starts_with("BZh")) return "bzip2";
   if (bytes.starts_with("\x28\xB5\x2F\xFD")) return "zstd";
@@ -25,8 +28,9 @@ std::string_view Compression(std::string_view bytes) {
 Status CheckPlain(const std::string& path, const std::string& bytes) {
   const std::string_view kind = Compression(bytes);
   if (kind.empty()) return {};
-  return Unsupported(path + " is " + std::string(kind) + "-compressed; wanted plain text. Unpack it first (for .tar.xz: tar xJf " +
-                     path + ") and name the file or folder that comes out");
+  return Unsupported(path + " is " + std::string(kind) +
+                     "-compressed; wanted plain text. Unpack it first (for .tar.xz: tar xJf " + path +
+                     ") and name the file or folder that comes out");
 }
 
 }  // namespace
@@ -39,7 +43,8 @@ Result<std::string> ReadFile(const std::string& path, int64_t limit) {
   if (fs::is_regular_file(status)) {
     const auto size = fs::file_size(path, ec);
     if (!ec && int64_t(size) > limit) {
-      return OutOfRange(path + " has " + std::to_string(size) + " bytes; at most " + std::to_string(limit) + " are read");
+      return OutOfRange(path + " has " + std::to_string(size) + " bytes; at most " + std::to_string(limit) +
+                        " are read");
     }
   }
   std::ifstream in(path, std::ios::binary);

@@ -17,8 +17,9 @@ Result<std::string> ReadText(const std::string& path);
 // The start of a text of at most `bytes` bytes, cut before a character, not inside it.
 std::string TextPrefix(const std::string& text, int64_t bytes);
 
-// Starts of the windows of `body` tokens that an evaluation of `tokens` tokens reads: consecutive, not overlapping; when
-// `limit` (0: all) is less than what there is, `limit` of them spread evenly from the first. Empty when tokens < body.
+// Starts of the windows of `body` tokens that an evaluation of `tokens` tokens reads: consecutive, not overlapping;
+// when `limit` (0: all) is less than what there is, `limit` of them spread evenly from the first. Empty when tokens <
+// body.
 std::vector<int64_t> WindowStarts(int64_t tokens, int64_t body, int64_t limit);
 
 }  // namespace croquis::eval

@@ -38,7 +38,9 @@ TEST_F(TextTest, ErrorsSayWhatWasGot) {
   EXPECT_EQ(ReadText(folder_.string()).error().code, Code::kNotFound);  // no *.txt yet
   EXPECT_EQ(ReadFile(folder_.string()).error().code, Code::kInvalidArgument);
   EXPECT_FALSE(ReadText(Write("empty.txt", "")));
-  const auto packed = ReadText(Write("books.tar.xz", std::string("\xFD" "7zXZ\0abc", 9)));
+  const auto packed = ReadText(Write("books.tar.xz", std::string("\xFD"
+                                                                 "7zXZ\0abc",
+                                                                 9)));
   ASSERT_FALSE(packed);
   EXPECT_EQ(packed.error().code, Code::kUnsupported);
   EXPECT_NE(packed.error().message.find("tar xJf"), std::string::npos);
