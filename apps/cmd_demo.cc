@@ -20,7 +20,7 @@ struct DemoOptions {
   Common common;
   ModelOptions model;
   std::string text;
-  int64_t context = 8192, tokens = 48, compared = 128;
+  int64_t context = 16384, tokens = 48, compared = 128;
   std::vector<std::string> kv = {"f16", "k=eden:bits=4,v=eden:bits=3", "eden:bits=2"};
 };
 
