@@ -4,9 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <numbers>
-#include <optional>
 
-#include "croquis/attention/center_score.h"
 #include "croquis/attention/partial.h"
 #include "croquis/simd/dense_kernels.h"
 
@@ -29,12 +27,15 @@ size_t ScratchBytes(const kvcache::HeadView& head, int64_t rows) {
 size_t Stream::Bytes(const kvcache::HeadView& head, int64_t rows, int64_t head_dim) {
   const size_t n = size_t(rows);
   return Round64(n * size_t(head.value->AccDim()) * 4) + Round64(n * size_t(head_dim) * 4) + 3 * Round64(n * 4) +
-         n * kDenseTile * 4 + Round64(head.key->QueryBytes(rows)) + ScratchBytes(head, rows) +
-         (head.center ? CenterScore::Bytes(rows, head_dim) : 0);
+         Round64(head.key->QueryBytes(rows)) + (head.center ? CenterScore::Bytes(rows, head_dim) : 0);
+}
+
+size_t Stream::SharedBytes(const kvcache::HeadView& head, int64_t rows) {
+  return size_t(rows) * kDenseTile * 4 + ScratchBytes(head, rows);
 }
 
 Stream::Stream(const kvcache::HeadView& head, MatView<const float> q, std::span<const Visible> visible,
-               std::byte* memory)
+               std::byte* memory, std::byte* shared)
     : head_(head), q_(q), visible_(visible) {
   const auto take = [&memory](size_t bytes) {
     std::byte* at = memory;
@@ -48,10 +49,10 @@ Stream::Stream(const kvcache::HeadView& head, MatView<const float> q, std::span<
   m_ = reinterpret_cast<float*>(take(n * 4));
   l_ = reinterpret_cast<float*>(take(n * 4));
   p_scale_ = reinterpret_cast<float*>(take(n * 4));
-  logits_ = reinterpret_cast<float*>(take(n * kDenseTile * 4));
   query_ = take(head.key->QueryBytes(q.rows));
-  scratch_ = take(ScratchBytes(head, q.rows));
-  center_ = memory;
+  center_memory_ = memory;
+  logits_ = reinterpret_cast<float*>(shared);
+  scratch_ = shared + n * kDenseTile * 4;
   std::memset(out_.data, 0, n * size_t(q.cols) * 4);
   std::fill_n(m_, n, simd::kMasked);
   std::fill_n(l_, n, 0.f);
@@ -86,36 +87,39 @@ bool Stream::Softmax(int64_t row, int64_t lo, int64_t hi, int64_t width, float* 
   return true;
 }
 
-void Stream::Pages(int64_t begin, int64_t end) {
+void Stream::Pages(std::span<Stream> streams, int64_t begin, int64_t end) {
+  // Pages that no row sees; all streams see the same.
+  begin = std::max(begin, std::max<int64_t>(0, streams[0].first_visible_ - streams[0].head_.sinks) / kPage);
   if (begin >= end) return;
-  const int64_t rows = q_.rows;
-  // Pages that no row sees.
-  begin = std::max(begin, std::max<int64_t>(0, first_visible_ - head_.sinks) / kPage);
-  if (begin >= end) return;
-  head_.key->Prepare(q_, 1.f, query_);
-  std::optional<CenterScore> center;
-  if (head_.center != nullptr) center.emplace(head_, q_, begin, end, center_);
-  std::memset(acc_.data, 0, size_t(rows * acc_.cols) * 4);
-  const size_t key_bytes = head_.key->PageBytes(), value_bytes = head_.value->PageBytes();
-  for (int64_t j = begin; j < end; ++j) {
-    // Prefetched is what comes a whole page later, keys while scoring and values while summing: 12 % faster at 2 to 4
-    // bits than the value page about to be read, and than a page and a half.
-    const bool more = j + 1 < end;
-    head_.key->Score(head_.KeyPage(j), query_, rows, more ? head_.KeyPage(j + 1) : nullptr, more ? key_bytes : 0,
-                     logits_, scratch_);
-    if (center) center->Add(j, logits_);
-    const int64_t start = head_.sinks + j * kPage, tokens = std::min(kPage, head_.encoded - j * kPage);
-    bool any = false;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t lo = std::clamp<int64_t>(visible_[size_t(r)].first - start, 0, tokens);
-      const int64_t hi = std::clamp<int64_t>(visible_[size_t(r)].last - start, lo, tokens);
-      any |= Softmax(r, lo, hi, kPage, logits_ + r * kPage, acc_.Row(r), acc_.cols);
+  for (Stream& s : streams) s.BeginPages(begin, end);
+  for (int64_t j = begin; j < end; ++j)
+    for (size_t i = 0; i < streams.size(); ++i) {
+      const bool last = i + 1 == streams.size();
+      const kvcache::HeadView& next = streams[last ? 0 : i + 1].head_;
+      const std::byte* page = last && j + 1 == end ? nullptr : next.KeyPage(last ? j + 1 : j);
+      streams[i].Page(j, page, page == nullptr ? 0 : next.key->PageBytes());
     }
-    if (!any) continue;
-    head_.value->Accumulate(head_.ValuePage(j), logits_, p_scale_, rows, more ? head_.ValuePage(j + 1) : nullptr,
-                            more ? value_bytes : 0, acc_, scratch_);
+  for (Stream& s : streams) s.head_.value->Finish(s.acc_, s.out_);
+}
+
+void Stream::BeginPages(int64_t begin, int64_t end) {
+  head_.key->Prepare(q_, 1.f, query_);
+  if (head_.center != nullptr) center_.emplace(head_, q_, begin, end, center_memory_);
+  std::memset(acc_.data, 0, size_t(q_.rows * acc_.cols) * 4);
+}
+
+void Stream::Page(int64_t j, const std::byte* next, size_t next_bytes) {
+  const int64_t rows = q_.rows;
+  head_.key->Score(head_.KeyPage(j), query_, rows, head_.ValuePage(j), head_.value->PageBytes(), logits_, scratch_);
+  if (center_) center_->Add(j, logits_);
+  const int64_t start = head_.sinks + j * kPage, tokens = std::min(kPage, head_.encoded - j * kPage);
+  bool any = false;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t lo = std::clamp<int64_t>(visible_[size_t(r)].first - start, 0, tokens);
+    const int64_t hi = std::clamp<int64_t>(visible_[size_t(r)].last - start, lo, tokens);
+    any |= Softmax(r, lo, hi, kPage, logits_ + r * kPage, acc_.Row(r), acc_.cols);
   }
-  head_.value->Finish(acc_, out_);
+  if (any) head_.value->Accumulate(head_.ValuePage(j), logits_, p_scale_, rows, next, next_bytes, acc_, scratch_);
 }
 
 void Stream::Dense(std::span<const DenseRows> segments) {

@@ -4,8 +4,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
+#include "croquis/attention/center_score.h"
 #include "croquis/base/view.h"
 #include "croquis/kvcache/layer_view.h"
 
@@ -26,14 +28,18 @@ struct DenseRows {
 
 class Stream {
  public:
-  // Bytes of working memory for `rows` rows over any head like these (multiple of 64).
+  // Bytes of working memory for `rows` rows over any head like these (multiples of 64): a stream's own, and what
+  // streams that take turns share.
   static size_t Bytes(const kvcache::HeadView& head, int64_t rows, int64_t head_dim);
+  static size_t SharedBytes(const kvcache::HeadView& head, int64_t rows);
 
   // q [rows, head_dim]: times scale * log2 e. visible: one for each row. Both must outlive the stream.
-  Stream(const kvcache::HeadView& head, MatView<const float> q, std::span<const Visible> visible, std::byte* memory);
+  Stream(const kvcache::HeadView& head, MatView<const float> q, std::span<const Visible> visible, std::byte* memory,
+         std::byte* shared);
 
-  // Takes in pages [begin, end). Called at most once, before Dense.
-  void Pages(int64_t begin, int64_t end);
+  // Takes pages [begin, end) into all streams: kv heads of one layer that see the same positions. Page by page and head
+  // by head, which is the order of the pages in memory. Called at most once, before Dense.
+  static void Pages(std::span<Stream> streams, int64_t begin, int64_t end);
   // Takes in dense rows; segments come in ascending order of position.
   void Dense(std::span<const DenseRows> segments);
 
@@ -46,6 +52,9 @@ class Stream {
   // Turns a tile of logits into weights: row r sees [lo, hi) of its n slots, the others get exactly 0, up to `width`.
   // acc are the sums to rescale. Returns whether any row's weights matter.
   bool Softmax(int64_t row, int64_t lo, int64_t hi, int64_t width, float* x, float* acc, int64_t acc_cols);
+  void BeginPages(int64_t begin, int64_t end);
+  // `next`: the key page that is read after this head's value page, or null.
+  void Page(int64_t j, const std::byte* next, size_t next_bytes);
   void DenseTile(std::span<const DenseRows> segments, int64_t tokens);
 
   const kvcache::HeadView& head_;
@@ -53,7 +62,8 @@ class Stream {
   const std::span<const Visible> visible_;
   MatView<float> acc_, out_;  // in the codec's basis; in the model's
   float *m_, *l_, *p_scale_, *logits_;
-  std::byte *query_, *scratch_, *center_;
+  std::byte *query_, *scratch_, *center_memory_;
+  std::optional<CenterScore> center_;
   int64_t first_visible_, last_visible_;  // over all rows
 };
 

@@ -9,10 +9,10 @@
 using F = V::F;
 constexpr int kW = V::kW;
 constexpr int kTokens = V::kTokens;
-constexpr int kRows = 4;              // query rows that share the registers of the few-rows loops
-constexpr int64_t kFewRows = 8;       // more rows than this take the panel
-constexpr int64_t kTokenBlock = 16;   // tokens that stay in the first cache while all groups of rows pass over them
-constexpr int64_t kPanelCols = 64;    // a panel is [kPanelDepth, kPanelCols] floats: 32 KiB
+constexpr int kRows = 4;             // query rows that share the registers of the few-rows loops
+constexpr int64_t kFewRows = 8;      // more rows than this take the panel
+constexpr int64_t kTokenBlock = 16;  // tokens that stay in the first cache while all groups of rows pass over them
+constexpr int64_t kPanelCols = 64;   // a panel is [kPanelDepth, kPanelCols] floats: 32 KiB
 constexpr int64_t kPanelDepth = 128;
 constexpr int64_t kAheadBytes = 3072;  // prefetch distance: 12 tokens of 128 numbers of 16 bits (8 to 16 are as good)
 
@@ -334,43 +334,50 @@ inline F Exp2(F d) {
 }
 
 float SoftmaxTile(const float* x, int64_t n, float* p, float* m) {
-  const int64_t full = n / kW * kW;
-  alignas(64) float rest[kW];  // the last, partial vector, filled up with masked logits
-  for (int i = 0; i < kW; ++i) rest[i] = full + i < n ? x[full + i] : kMasked;
-  F top0 = V::Load(rest), top1 = top0;
+  // Four chains at a time: a page has 128 logits a row, and the latency of one chain is what it costs otherwise.
+  constexpr int kChains = 4;
+  const int64_t full = n / kW * kW, quads = n / (kChains * kW) * (kChains * kW);
+  F top[kChains], sum[kChains];
+  for (int c = 0; c < kChains; ++c) top[c] = V::Set(kMasked), sum[c] = V::Zero();
   int64_t i = 0;
-  for (; i + 2 * kW <= full; i += 2 * kW) {
-    top0 = V::Max(top0, V::Load(x + i));
-    top1 = V::Max(top1, V::Load(x + i + kW));
+  for (; i < quads; i += kChains * kW)
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) top[c] = V::Max(top[c], V::Load(x + i + c * kW));
+  for (; i < full; i += kW) top[0] = V::Max(top[0], V::Load(x + i));
+  alignas(64) float rest[kW];  // the last, partial vector, filled up with masked logits
+  if (full < n) {
+    for (int j = 0; j < kW; ++j) rest[j] = full + j < n ? x[full + j] : kMasked;
+    top[1] = V::Max(top[1], V::Load(rest));
   }
-  if (i < full) top0 = V::Max(top0, V::Load(x + i));
-  const float top = V::MaxOf(V::Max(top0, top1));
-  if (top <= kMasked / 2) {
+  const float most = V::MaxOf(V::Max(V::Max(top[0], top[1]), V::Max(top[2], top[3])));
+  if (most <= kMasked / 2) {
     for (int64_t j = 0; j < n; ++j) p[j] = 0;
     *m = kMasked;
     return 0;
   }
-  const F t = V::Set(top);
-  F sum0 = V::Zero(), sum1 = V::Zero();
-  for (i = 0; i + 2 * kW <= full; i += 2 * kW) {
-    const F e0 = Exp2(V::Sub(V::Load(x + i), t)), e1 = Exp2(V::Sub(V::Load(x + i + kW), t));
-    V::Store(p + i, e0);
-    V::Store(p + i + kW, e1);
-    sum0 = V::Add(sum0, e0);
-    sum1 = V::Add(sum1, e1);
+  const F t = V::Set(most);
+  for (i = 0; i < quads; i += kChains * kW) {
+    F e[kChains];
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) e[c] = Exp2(V::Sub(V::Load(x + i + c * kW), t));
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) {
+      V::Store(p + i + c * kW, e[c]);
+      sum[c] = V::Add(sum[c], e[c]);
+    }
   }
-  if (i < full) {
+  for (; i < full; i += kW) {
     const F e = Exp2(V::Sub(V::Load(x + i), t));
     V::Store(p + i, e);
-    sum0 = V::Add(sum0, e);
+    sum[0] = V::Add(sum[0], e);
   }
   if (full < n) {
     const F e = Exp2(V::Sub(V::Load(rest), t));
     V::StoreN(p + full, e, n - full);
-    sum1 = V::Add(sum1, e);
+    sum[1] = V::Add(sum[1], e);
   }
-  *m = top;
-  return V::Sum(V::Add(sum0, sum1));
+  *m = most;
+  return V::Sum(V::Add(V::Add(sum[0], sum[1]), V::Add(sum[2], sum[3])));
 }
 
 void ScaleInPlace(float* x, int64_t n, float s) {

@@ -256,8 +256,8 @@ void Score(const PageLayout& layout, const Levels& levels, Precision precision, 
   ExpandPlanes(layout, levels, page, scratch);
   const TileSession session(layout.runs > 1 ? 32 : 64);
   const int in_tile = RowsOfTile(fine), steps = Steps(layout);
-  Ahead ahead(next, next_bytes,
-              int(Tiles(rows, fine)) * levels.planes * (layout.runs > 1 ? 8 * layout.runs : 2 * steps));
+  Ahead ahead(next, next == nullptr ? 0 : next_bytes, nullptr,
+              int(Tiles(rows, fine)) * levels.planes * (layout.runs > 1 ? 8 * layout.runs : 2 * steps), 0);
   ScoreTile t;
   t.scales = reinterpret_cast<const uint16_t*>(page);
   t.dim = layout.dim;
@@ -406,7 +406,8 @@ void Accumulate(const PageLayout& layout, const Levels& levels, Precision precis
   const bool negative = avx512::AnyNegative(scales, int64_t(layout.runs) * kTokens);
   ExpandPlanes(layout, levels, page, scratch);
   const TileSession session(64);
-  Ahead ahead(next, next_bytes, int(Tiles(rows, fine)) * levels.planes * (layout.dim / 32));
+  Ahead ahead(next, next == nullptr ? 0 : next_bytes, nullptr,
+              int(Tiles(rows, fine)) * levels.planes * (layout.dim / 32), 0);
   const auto run = fine ? (negative ? AccumulateTiles<true, true> : AccumulateTiles<true, false>)
                         : (negative ? AccumulateTiles<false, true> : AccumulateTiles<false, false>);
   run(layout, levels, scales, p, p_scale, rows, acc, scratch, ahead);

@@ -19,11 +19,12 @@ struct ScoreArgs {
   const int32_t* off;
   const float* s;
   float plane_weight;
-  bool add;    // to what is in logits, from the second plane on
-  int blocks;  // of 32 dims
-  int rows;    // of the group that exist; the others are zero and not written
+  bool add;               // to what is in logits, from the second plane on
+  int blocks;             // of 32 dims
+  int rows;               // of the group that exist; the others are zero and not written
+  const std::byte* page;  // of page_bytes bytes, 0 where nothing is to be prefetched
+  size_t page_bytes;
   const std::byte* next;
-  size_t next_bytes;
   float* logits;
 };
 
@@ -42,8 +43,9 @@ struct SumArgs {
   const float* p_scale;
   int blocks;
   int rows;
+  const std::byte* page;  // of page_bytes bytes, 0 where nothing is to be prefetched
+  size_t page_bytes;
   const std::byte* next;
-  size_t next_bytes;
   float* acc;
   int64_t stride;
 };

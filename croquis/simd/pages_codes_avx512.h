@@ -129,18 +129,35 @@ inline __m512i Broadcast(const void* p) {
   return _mm512_set1_epi32(word);
 }
 
-// Prefetches `lines` lines evenly over `steps` calls of Step. A burst would fill the line-fill buffers and stall.
+// Prefetches what will be read 4 KiB from now, a line or two at a time: the rest of this page, then what the caller
+// says comes next. 3 to 8 KiB are equally good; a whole page (8 to 17 KiB) or 1 KiB ahead is 5 to 15 % slower, every
+// second line only 25 %. Into the second cache: lines on their way into the first hold one of its few fill buffers.
 class Ahead {
  public:
-  Ahead(const std::byte* at, size_t bytes, int steps)
-      : at_(reinterpret_cast<const char*>(at)),
-        step_(at == nullptr ? 0 : uint32_t(((bytes + 63) / 64 * 65536 + size_t(steps) - 1) / size_t(steps))) {}
+  // The lines of [page + distance, page + bytes), then `distance` bytes from `next` (null: none), over `steps` calls.
+  Ahead(const std::byte* page, size_t bytes, const std::byte* next, int steps, int64_t distance = kNear)
+      : at_(reinterpret_cast<const char*>(page)),
+        end_(at_ + (bytes + 63) / 64 * 64),
+        next_(next == nullptr ? nullptr : reinterpret_cast<const char*>(next)),
+        step_(uint32_t((size_t(end_ - at_) * 1024 + size_t(steps) - 1) / size_t(steps))) {
+    at_ += end_ - at_ > distance ? distance : end_ - at_;
+    if (at_ == end_) Wrap();
+  }
   [[gnu::always_inline]] void Step() {
-    for (due_ += step_; due_ >= 65536; due_ -= 65536, at_ += 64) _mm_prefetch(at_, _MM_HINT_T0);
+    for (due_ += step_; due_ >= 65536; due_ -= 65536) {
+      _mm_prefetch(at_, _MM_HINT_T1);
+      at_ += 64;
+      if (at_ == end_) Wrap();
+    }
   }
 
  private:
-  const char* at_;
+  static constexpr int64_t kNear = 4096;
+  [[gnu::always_inline]] void Wrap() {
+    at_ = next_;
+    if (next_ == nullptr) step_ = 0;
+  }
+  const char *at_, *end_, *next_;
   uint32_t step_, due_ = 0;
 };
 
