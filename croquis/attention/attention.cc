@@ -37,8 +37,10 @@ struct Cut {
   int64_t rows() const { return block * group; }
 };
 
-Cut MakeCut(const kvcache::HeadView& head, const AttendOptions& options, int64_t tokens, int64_t group,
-            int64_t kv_heads, int64_t head_dim) {
+Cut MakeCut(const std::vector<kvcache::HeadView>& all, const AttendOptions& options, int64_t tokens, int64_t group,
+            int64_t head_dim) {
+  const kvcache::HeadView& head = all[0];
+  const int64_t kv_heads = int64_t(all.size());
   Cut c{.tokens = tokens, .group = group, .kv_heads = kv_heads, .head_dim = head_dim};
   c.block = std::min(tokens, std::max<int64_t>(1, kRows / group));
   c.blocks = (tokens + c.block - 1) / c.block;
@@ -47,7 +49,10 @@ Cut MakeCut(const kvcache::HeadView& head, const AttendOptions& options, int64_t
     c.first_page = std::clamp<int64_t>((head.length - options.window + 1 - head.sinks) / kPage, 0, c.pages);
   const int64_t seen = c.pages - c.first_page;
   c.head_sets = kv_heads;
-  if (c.rows() <= kFewRows && c.blocks == 1) {
+  // Corrections of centred keys are made for many pages of a head at a time, and would push each other out of the
+  // cache.
+  const bool centered = std::any_of(all.begin(), all.end(), [](const auto& h) { return h.center != nullptr; });
+  if (c.rows() <= kFewRows && c.blocks == 1 && !centered) {
     // Tasks take all heads of their pages, as they lie in memory: f16 is 18 % faster than head by head, each with its
     // own strided pages. Contexts of few pages are cut along the heads as well.
     c.head_sets = std::clamp<int64_t>(kTasks / 4 * kRunPages / std::max<int64_t>(1, seen), 1, kv_heads);
@@ -67,8 +72,7 @@ class Call {
       : options_(options), q_(q), out_(out) {
     const auto& config = cache.config();
     for (int64_t h = 0; h < config.kv_heads; ++h) heads_.push_back(kvcache::ViewHead(cache, options.layer, h));
-    cut_ = MakeCut(heads_[0], options, q.rows, q.cols / config.head_dim / config.kv_heads, config.kv_heads,
-                   config.head_dim);
+    cut_ = MakeCut(heads_, options, q.rows, q.cols / config.head_dim / config.kv_heads, config.head_dim);
     size_t shared = 0;
     for (const auto& head : heads_) {
       stream_bytes_ = std::max(stream_bytes_, Stream::Bytes(head, cut_.rows(), cut_.head_dim));
