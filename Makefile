@@ -7,7 +7,8 @@ PRESET ?= release
 BUILD ?= build/$(PRESET)
 JOBS ?= $(shell nproc)
 
-.PHONY: all build demo test unit bench deps format lint fuzz install clean
+# make peer    compares with transformers, tokenizers, gguf (installs them into build/peers)
+.PHONY: all build demo test unit peer bench deps format lint fuzz install clean
 all: build
 
 deps:
@@ -26,12 +27,17 @@ test: build
 unit: build
 	@tools/test.sh "$(BUILD)" "$(JOBS)" -L unit
 
+peer: build
+	@[ -x build/peers/bin/python ] || python3 -m venv build/peers
+	@build/peers/bin/pip install -q -r tests/peer/requirements.txt
+	@ctest --test-dir "$(BUILD)" -L peer --output-on-failure
+
 bench: build
 	@bench/run.sh "$(BUILD)"
 
 fuzz:
 	@tools/install_deps.sh fuzz
-	@tools/fuzz.sh 30
+	@tools/fuzz.sh 20
 
 format:
 	@tools/install_deps.sh lint

@@ -12,7 +12,9 @@ for t in $targets; do
   work=$build/corpus/$t
   mkdir -p "$work"
   echo "fuzz $t: $seconds s"
-  $build/tests/fuzz/fuzz_"$t" -max_total_time="$seconds" -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len=65536 -timeout=20 -print_final_stats=0 -verbosity=0 \
-    "$work" "tests/fuzz/corpus/$t" || { echo "fuzz $t failed: the input is the crash-* or oom-* file named above"; exit 1; }
+  $build/tests/fuzz/fuzz_"$t" -max_total_time="$seconds" -rss_limit_mb=2048 -malloc_limit_mb=1024 -max_len=65536 -timeout=20 \
+    -artifact_prefix="$build/" "$work" "tests/fuzz/corpus/$t" >"$build/fuzz_$t.log" 2>&1 ||
+    { tail -60 "$build/fuzz_$t.log"; echo "fuzz $t failed: the input is the crash-, oom- or timeout- file named above"; exit 1; }
+  grep -E "^Done" "$build/fuzz_$t.log" || true
 done
 echo "fuzzers: no failures"

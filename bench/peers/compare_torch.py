@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """PyTorch's CPU scaled_dot_product_attention beside `croquis bench attention`, one query row over n keys.
 
-usage: torch_sdpa.py --croquis build/release/apps/croquis [--n 32768 --heads 32 --kv-heads 8 --head-dim 128 --threads 2]
+usage: compare_torch.py --croquis build/release/apps/croquis [--n 32768 --heads 32 --kv-heads 8 --head-dim 128 --threads 2]
 Rounds are interleaved; several layers are visited in turn so that the data exceed the caches. Prints one JSON object.
 """
 import argparse

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Decode speed and cache bytes at a long context: llama.cpp (llama-cpp-python, flash attention) beside Croquis.
 
-usage: llama_cpp.py MODEL.gguf --croquis build/release/apps/croquis [--context 32768] [--new 32] [--threads 2] [--rounds 3]
+usage: compare_llama_cpp.py MODEL.gguf --croquis build/release/apps/croquis [--context 32768] [--new 32] [--threads 2] [--rounds 3]
 Both read the same GGUF file and the same tokens' worth of text; rounds are interleaved. Prints one JSON object.
 """
 import argparse
@@ -37,7 +37,7 @@ def run_llama(a, kind, tokens):
 
 
 def run_croquis(a, kv, text):
-    out = subprocess.run([a.croquis, 'run', a.model, '-f', text, '-n', str(a.new), '--kv', kv, '--ctx', str(a.context + a.new + 8),
+    out = subprocess.run([a.croquis, 'run', a.model, '-f', text, '-n', str(a.new), '--kv', kv, '--ctx', str(a.context + a.context // 50 + a.new + 64),
                           '--threads', str(a.threads), '--temp', '0', '--ignore-eos', '--json'], capture_output=True, text=True)
     if out.returncode:
         sys.exit(out.stderr)
@@ -59,9 +59,9 @@ def main():
 
     tokenizer = llama_cpp.Llama(a.model, vocab_only=True, verbose=False)
     text = a.text.read_text()
-    per_char = len(tokenizer.tokenize(text[:20000].encode())) / 20000
-    text = (text * (int(a.context / per_char / len(text)) + 1))[:int(a.context / per_char * 0.995)]
-    tokens = tokenizer.tokenize(text.encode())[:a.context]
+    tokens = tokenizer.tokenize(text.encode())
+    tokens = (tokens * (a.context // len(tokens) + 1))[:a.context]
+    text = tokenizer.detokenize(tokens).decode(errors='ignore')
     rows = {}
     with tempfile.NamedTemporaryFile('w', suffix='.txt') as f:
         f.write(text)
