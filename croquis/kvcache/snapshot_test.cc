@@ -1,4 +1,7 @@
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <zlib.h>
 
 #include <cstdio>
@@ -63,6 +66,33 @@ TEST(Snapshot, ReplacesAFileWholeOrNotAtAll) {
   for (const auto& entry : std::filesystem::directory_iterator(folder)) files += entry.is_regular_file();
   EXPECT_EQ(files, 1);
   std::filesystem::remove_all(folder);
+}
+
+TEST(Snapshot, KilledDuringASaveLeavesAWholeFile) {
+  const CacheConfig config = Config("eden:bits=4");
+  const std::string path = TempPath("snapshot_killed");
+  auto small = MakeCache(config), large = MakeCache(config);
+  Fill(*small, 200);
+  Fill(*large, 900);
+  ASSERT_TRUE(small->Save(path));
+  // The child saves without end; whenever it dies, what is there must be one of the two caches, whole.
+  for (int trial = 0; trial < 8; ++trial) {
+    const pid_t child = fork();
+    if (child == 0)
+      while (true)
+        if (!large->Save(path) || !small->Save(path)) _exit(1);
+    ASSERT_GT(child, 0);
+    usleep(useconds_t(1000 + 3137 * trial));
+    kill(child, SIGKILL);
+    int status = 0;
+    waitpid(child, &status, 0);
+    ASSERT_TRUE(WIFSIGNALED(status)) << "the child's save failed";
+    const auto loaded = KvCache::Load(path, config);
+    ASSERT_TRUE(loaded) << loaded.error().message;
+    EXPECT_TRUE((*loaded)->length() == 200 || (*loaded)->length() == 900);
+  }
+  for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(path).parent_path()))
+    if (entry.path().string().starts_with(path)) std::filesystem::remove(entry.path());
 }
 
 TEST(Snapshot, RefusesAnotherConfiguration) {
