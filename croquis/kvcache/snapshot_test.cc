@@ -175,7 +175,8 @@ TEST(Snapshot, FlipsWithARightChecksumNeverCrash) {
   std::memcpy(&payload, bytes.data() + layer + 8, 8);
   ASSERT_EQ(layer + 20 + payload, bytes.size());
   int loaded = 0, refused = 0;
-  // Every byte of what has a structure (the common part, sinks, ring), a sample of the codes, where all bytes are alike.
+  // Every byte of what has a structure (the common part, sinks, ring), a sample of the codes, where all bytes are
+  // alike.
   const size_t structured = 2 * (payload - 2 * 1280);  // two pages of 32 dims at 2 bits
   for (size_t n = 0; n < 2 * payload; n += n < structured ? 1 : 27) {
     const size_t i = layer + 16 + n / 2;
