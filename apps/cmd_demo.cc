@@ -9,7 +9,6 @@
 #include "croquis/base/memory.h"
 #include "croquis/eval/compare.h"
 #include "croquis/eval/decode_bench.h"
-#include "croquis/eval/forward.h"
 #include "croquis/eval/metrics.h"
 #include "croquis/eval/text.h"
 
@@ -82,7 +81,7 @@ Status Prefill(Executor& executor, model::Model& model, std::span<const int32_t>
   };
   const auto start = std::chrono::steady_clock::now();
   const Status status =
-      eval::Forward(executor, model, context.first(context.size() - 1), *lane.cache, {}, 256, on_chunk, &bar);
+      model.Forward(executor, context.first(context.size() - 1), *lane.cache, {}, 256, on_chunk, &bar);
   if (Interrupted()) return InterruptedError();
   CROQUIS_CHECK_OK(status);
   lane.prompt_tokens_per_s =

@@ -7,7 +7,6 @@
 #include "apps/generate.h"
 #include "apps/progress.h"
 #include "croquis/base/memory.h"
-#include "croquis/eval/forward.h"
 #include "croquis/eval/text.h"
 
 namespace croquis::apps {
@@ -131,7 +130,7 @@ Status Run(const RunOptions& o) {
   if (!o.save.empty()) {
     // The last token was shown but not yet read: what is saved must hold all of the text.
     if (!g.tokens.empty() && std::string_view(g.stop) != "stop token") {
-      CROQUIS_CHECK_OK(eval::Forward(*executor, *model, std::span(&g.tokens.back(), 1), *cache, {}, 1));
+      CROQUIS_CHECK_OK(model->Forward(*executor, std::span(&g.tokens.back(), 1), *cache, {}, 1));
     }
     CROQUIS_CHECK_OK(cache->Save(o.save));
   }

@@ -6,7 +6,6 @@
 
 #include "apps/cli.h"
 #include "apps/progress.h"
-#include "croquis/eval/forward.h"
 
 namespace croquis::apps {
 namespace {
@@ -36,7 +35,7 @@ Result<Generated> Generate(Executor& executor, model::Model& model, kvcache::KvC
     return !Interrupted();
   };
   auto start = std::chrono::steady_clock::now();
-  const Status prefill = eval::Forward(executor, model, prompt, cache, logits.View(), options.chunk, on_chunk, &bar);
+  const Status prefill = model.Forward(executor, prompt, cache, logits.View(), options.chunk, on_chunk, &bar);
   bar.Finish();
   if (Interrupted()) return InterruptedError();
   if (!prefill) return prefill.error();
@@ -65,7 +64,7 @@ Result<Generated> Generate(Executor& executor, model::Model& model, kvcache::KvC
       break;
     }
     if (step + 1 == options.max_tokens) break;
-    CROQUIS_CHECK_OK(eval::Forward(executor, model, std::span(&id, 1), cache, logits.View(), 1));
+    CROQUIS_CHECK_OK(model.Forward(executor, std::span(&id, 1), cache, logits.View(), 1));
     out.decode_steps++;
   }
   out.decode_seconds = Seconds(start);

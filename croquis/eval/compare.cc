@@ -4,7 +4,6 @@
 #include <chrono>
 #include <memory>
 
-#include "croquis/eval/forward.h"
 #include "croquis/eval/text.h"
 
 namespace croquis::eval {
@@ -74,7 +73,7 @@ class Pass {
       for (size_t l = 0; l < lanes.size(); l++) {
         const MatView<float> logits = (l == 0 ? reference_logits_ : test_logits_).View().Rows(0, n);
         const auto start = std::chrono::steady_clock::now();
-        CROQUIS_CHECK_OK(Forward(executor_, model_, tokens.subspan(size_t(at), size_t(n)), *lanes[l].cache, logits, n));
+        CROQUIS_CHECK_OK(model_.Forward(executor_, tokens.subspan(size_t(at), size_t(n)), *lanes[l].cache, logits, n));
         lanes[l].score->seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         const int64_t skip = at == 0 ? 1 : 0;  // nothing is cached before the first position
         CompareRows(executor_, reference_logits_.View().Rows(0, n), logits, targets, std::min(skip, n),
@@ -158,8 +157,8 @@ Result<DivergenceSummary> CompareContinuation(Executor& executor, model::Model& 
   Matrix<float> a(1, model.config().vocab), b(1, model.config().vocab);
   DivergenceCollector collector;
   for (size_t i = 0; i < tokens.size(); i++) {
-    CROQUIS_CHECK_OK(Forward(executor, model, tokens.subspan(i, 1), reference, a.View(), 1));
-    CROQUIS_CHECK_OK(Forward(executor, model, tokens.subspan(i, 1), test, b.View(), 1));
+    CROQUIS_CHECK_OK(model.Forward(executor, tokens.subspan(i, 1), reference, a.View(), 1));
+    CROQUIS_CHECK_OK(model.Forward(executor, tokens.subspan(i, 1), test, b.View(), 1));
     const int32_t target = i + 1 < tokens.size() ? tokens[i + 1] : -1;
     CompareRows(executor, a.View(), b.View(), std::span(&target, 1), 0, collector);
   }

@@ -4,7 +4,6 @@
 #include <chrono>
 #include <memory>
 
-#include "croquis/eval/forward.h"
 #include "croquis/eval/metrics.h"
 
 namespace croquis::eval {
@@ -30,7 +29,7 @@ Result<std::vector<std::vector<double>>> TimeSteps(Executor& executor, model::Mo
   for (size_t i = 0; i < tokens.size(); i++) {
     for (size_t c = 0; c < caches.size(); c++) {
       const auto start = std::chrono::steady_clock::now();
-      CROQUIS_CHECK_OK(Forward(executor, model, tokens.subspan(i, 1), *caches[c], logits.View(), 1));
+      CROQUIS_CHECK_OK(model.Forward(executor, tokens.subspan(i, 1), *caches[c], logits.View(), 1));
       ms[c].push_back(Milliseconds(start));
     }
     if (progress && !progress(int64_t(i) + 1, int64_t(tokens.size()))) return Internal("interrupted");
@@ -68,7 +67,7 @@ Result<std::vector<DecodeRow>> BenchDecode(Executor& executor, model::Model& mod
       const int64_t n = std::min(chunk, o.n - at);
       const auto start = std::chrono::steady_clock::now();
       CROQUIS_CHECK_OK(
-          Forward(executor, model, std::span(context).subspan(size_t(at), size_t(n)), *lane.cache, {}, chunk));
+          model.Forward(executor, std::span(context).subspan(size_t(at), size_t(n)), *lane.cache, {}, chunk));
       lane.prompt_seconds += Milliseconds(start) / 1e3;
       if (progress && !progress(++done, total)) return Internal("interrupted");
     }

@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "croquis/base/rng.h"
-#include "croquis/eval/forward.h"
 #include "croquis/eval/metrics.h"
 
 namespace croquis::eval {
@@ -67,7 +66,7 @@ Result<Outcome> Ask(Executor& executor, model::Model& model, const NeedlePrompt&
   config.seed = o.seed;
   CROQUIS_TRY(auto cache, kvcache::KvCache::Make(config));
   Matrix<float> logits(1, model.config().vocab);
-  CROQUIS_CHECK_OK(Forward(executor, model, prompt.tokens, *cache, logits.View(), o.chunk));
+  CROQUIS_CHECK_OK(model.Forward(executor, prompt.tokens, *cache, logits.View(), o.chunk));
   const auto branch = cache->Branch();
   const int32_t first = ArgMax(logits.View()[0]);
 
@@ -78,11 +77,11 @@ Result<Outcome> Ask(Executor& executor, model::Model& model, const NeedlePrompt&
     out.log_prob -= row.Nll(prompt.answer[i]);
     out.top += ArgMax(logits.View()[0]) == prompt.answer[i] ? 1 : 0;
     if (i + 1 == prompt.answer.size()) break;
-    CROQUIS_CHECK_OK(Forward(executor, model, std::span(&prompt.answer[i], 1), *cache, logits.View(), 1));
+    CROQUIS_CHECK_OK(model.Forward(executor, std::span(&prompt.answer[i], 1), *cache, logits.View(), 1));
   }
   std::vector<int32_t> greedy = {first};
   while (int64_t(greedy.size()) < std::min<int64_t>(kAnswerRoom, int64_t(prompt.answer.size()) + 3)) {
-    CROQUIS_CHECK_OK(Forward(executor, model, std::span(&greedy.back(), 1), *branch, logits.View(), 1));
+    CROQUIS_CHECK_OK(model.Forward(executor, std::span(&greedy.back(), 1), *branch, logits.View(), 1));
     greedy.push_back(ArgMax(logits.View()[0]));
   }
   out.exact = FirstDigits(model.tokenizer()->Decode(greedy)) == prompt.digits;

@@ -87,7 +87,7 @@ Error BadNumber(int64_t layer, int64_t head, int64_t position, const char* what,
   std::string m = "cache: the " + std::string(what) + " of layer " + std::to_string(layer) + ", kv head " +
                   std::to_string(head) + ", position " + std::to_string(position) + " contains " + std::to_string(bad);
   if (std::isfinite(bad)) m += ", larger than f16 holds (65504); use a cache whose keys are bf16 or f32";
-  return InvalidArgument(std::move(m));
+  return Numeric(std::move(m));
 }
 
 }  // namespace

@@ -90,8 +90,8 @@ class KvCache {
   int64_t length() const;  // committed tokens
 
   // Appends k, v [T, kv_heads * head_dim] (after RoPE) to one layer at positions length() .. length() + T. The
-  // tokens count once Commit(T) is called after the last layer. Errors: capacity, NaN or infinite or (for f16)
-  // larger than 65504, with the layer and position in the message; nothing is appended then.
+  // tokens count once Commit(T) is called after the last layer. Errors: capacity; kNumeric for NaN, infinite or (for
+  // f16) larger than 65504, with the layer and position in the message; nothing is appended then.
   Status Append(int64_t layer, MatView<const float> k, MatView<const float> v);
   void Commit(int64_t tokens);
   // Forgets what was appended since the last Commit.

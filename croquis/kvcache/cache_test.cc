@@ -188,18 +188,24 @@ TEST(Cache, MakeRefusesInWords) {
 TEST(Cache, AppendRefusesInWords) {
   auto cache = MakeCache(Config("eden:bits=4", {"1=f32"}));
   auto k = Rows(cache->config(), 0, true, 0, 8), v = Rows(cache->config(), 0, false, 0, 8);
-  const auto refuse = [&](int64_t layer, const char* word) {
+  const auto refuse = [&](int64_t layer, const char* word, Code code) {
     const Status s = cache->Append(layer, k.View(), v.View());
     ASSERT_FALSE(s) << word;
     EXPECT_NE(s.error().message.find(word), std::string::npos) << s.error().message;
+    EXPECT_EQ(s.error().code, code) << word;
     EXPECT_FALSE(cache->impl().Pending());
   };
-  refuse(2, "layer 2");
-  refuse(-1, "layer -1");
+  refuse(2, "layer 2", Code::kOutOfRange);
+  refuse(-1, "layer -1", Code::kOutOfRange);
   v.Row(7)[127] = std::numeric_limits<float>::infinity();
-  refuse(0, "value of layer 0, kv head 1, position 7");
+  refuse(0, "value of layer 0, kv head 1, position 7", Code::kNumeric);
+  std::swap(v.Row(7)[127], k.Row(3)[0]);
+  refuse(1, "key of layer 1, kv head 0, position 3", Code::kNumeric);  // f32 holds no infinity either
+  k.Row(3)[0] = std::numeric_limits<float>::quiet_NaN();
+  refuse(0, "key of layer 0, kv head 0, position 3 contains", Code::kNumeric);
+  k.Row(3)[0] = 0;
   v.Row(7)[127] = 1e5f;
-  refuse(0, "65504");
+  refuse(0, "65504", Code::kNumeric);
   EXPECT_TRUE(cache->Append(1, k.View(), v.View())) << "an f32 ring takes it";
   cache->Rollback();
   v.Row(7)[127] = 0;

@@ -396,6 +396,7 @@ TEST(Model, NamesWhatIsMissing) {
   const std::vector<int32_t> mixed = {1, 5};
   const auto nan = (*broken)->Forward(executor, mixed, *cache, {});
   ASSERT_FALSE(nan);
+  EXPECT_EQ(nan.error().code, Code::kNumeric);
   EXPECT_NE(nan.error().message.find("position 3"), std::string::npos) << nan.error().message;
   EXPECT_NE(nan.error().message.find("layer 0"), std::string::npos) << nan.error().message;
   EXPECT_EQ(cache->length(), 2);
