@@ -57,6 +57,27 @@ Result<int64_t> LayerCount(const std::string& text) {
   return n;
 }
 
+// Why f16 reads little more in a round than the last cache holds, and what to do about it.
+std::string CachedNote(const eval::AttentionBench& bench, int64_t last_cache) {
+  const char* why = "";
+  switch (bench.limit) {
+    case eval::LayerLimit::kAsked:
+      why = "asked for; --layers auto takes as many as go beyond them";
+      break;
+    case eval::LayerLimit::kMemory:
+      why = "all that memory allows; fewer caches or a smaller --n leave room for more";
+      break;
+    case eval::LayerLimit::kMost:
+      why = "the most that --layers auto takes; a larger --n or --layers N go beyond them";
+      break;
+    case eval::LayerLimit::kNone:
+      break;  // reaches twice the last cache: never noted
+  }
+  return Printf("f16 reads %.1f MB a round, and the processor's last cache of %.1f MB may serve much of it: ",
+                double(bench.f16_bytes) / 1e6, double(last_cache) / 1e6) +
+         std::to_string(bench.layers) + (bench.layers == 1 ? " layer" : " layers") + " (" + why + ")";
+}
+
 Status RunAttention(AttentionCommand o) {
   CROQUIS_CHECK_OK(CheckSinksAndRing(o.cache));
   CROQUIS_TRY(o.bench.layers, LayerCount(o.layers));
@@ -98,9 +119,7 @@ Status RunAttention(AttentionCommand o) {
              {"ring", o.bench.ring},
              {"read_gb_per_s", bench.read_gb_per_s},
              {"beyond_caches", bench.beyond_caches}});
-  if (!bench.beyond_caches)
-    Note("memory allows only " + std::to_string(bench.layers) +
-         " layers: the data are not much larger than the processor's caches");
+  if (!bench.beyond_caches) Note(CachedNote(bench, o.bench.last_cache));
   if (!o.common.json) {
     std::cout
         << Printf(

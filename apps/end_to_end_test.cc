@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -221,6 +222,14 @@ TEST_F(EndToEnd, BenchmarksPrintTheirColumns) {
   ASSERT_EQ(a.code, 0) << a.err;
   ExpectColumns(a.Json(), {"kv", "bits_per_number", "bytes", "ms", "gb_per_s", "ratio_to_f16", "rel_error"});
   ASSERT_EQ(a.Json()["rows"].size(), 4u);  // f16, eden, and the two of centring
+  // 600 tokens lie in any machine's last cache: the note says whose number of layers it was.
+  EXPECT_NE(a.err.find("1 layer (asked for"), std::string::npos) << a.err;
+  EXPECT_EQ(a.err.find("memory"), std::string::npos) << a.err;
+  EXPECT_EQ(a.Json()["beyond_caches"], false);
+  const Outcome small = Croquis({"bench", "attention", "--n", "16", "--heads", "1", "--kv-heads", "1", "--head-dim",
+                                 "64", "--reps", "1", "--center-pairs", "0", "--kv", "f16"});
+  ASSERT_EQ(small.code, 0) << small.err;
+  EXPECT_NE(small.err.find("64 layers (the most that --layers auto takes"), std::string::npos) << small.err;
   const Outcome e = Croquis({"bench", "encode", "--kv", "eden:bits=3", "--reps", "2", "--json"});
   ASSERT_EQ(e.code, 0) << e.err;
   ExpectColumns(e.Json(), {"codec", "role", "ns", "bits_per_number"});
@@ -246,6 +255,35 @@ TEST_F(EndToEnd, DemoFitsAScreen) {
   ASSERT_EQ(r.code, 0) << r.err;
   EXPECT_NE(r.out.find("times f16"), std::string::npos);
   EXPECT_LE(std::count(r.out.begin(), r.out.end(), '\n'), 45);
+}
+
+// A model whose values are NaN, or too large for f16, is the model's fault and not the command line's: exit code 6.
+TEST_F(EndToEnd, NumbersThatAreNotFiniteHaveTheirOwnCode) {
+  const std::string weights = Read(model_ + "/model.safetensors");
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, weights.data(), 8);
+  const json at = json::parse(weights.substr(8, header_bytes))["model.layers.1.self_attn.v_proj.weight"];
+  ASSERT_EQ(at["dtype"], "BF16");
+  const size_t first = 8 + header_bytes + at["data_offsets"][0].get<size_t>();
+  const size_t last = 8 + header_bytes + at["data_offsets"][1].get<size_t>();
+  const std::string folder = Path("numbers");
+  fs::create_directories(folder);
+  for (const char* name : {"config.json", "tokenizer.model"}) fs::copy_file(model_ + "/" + name, folder + "/" + name);
+  const auto with = [&](uint16_t bits) {  // every value weight
+    std::string changed = weights;
+    for (size_t i = first; i < last; i += 2) std::memcpy(&changed[i], &bits, 2);
+    std::ofstream(folder + "/model.safetensors", std::ios::binary) << changed;
+  };
+  with(0x7fc0);
+  const Outcome nan = Croquis({"run", folder, "-p", "x", "-n", "2"});
+  EXPECT_EQ(nan.code, 6) << nan.err;
+  EXPECT_NE(nan.err.find("layer 1"), std::string::npos) << nan.err;
+  EXPECT_EQ(Croquis({"eval", folder, book_, "--ctx", "128", "--windows", "1", "--kv", "eden:bits=4"}).code, 6);
+  with(0x4c00);  // 2^25
+  const Outcome large = Croquis({"run", folder, "-p", "x", "-n", "2"});
+  EXPECT_EQ(large.code, 6) << large.err;
+  EXPECT_NE(large.err.find("65504"), std::string::npos) << large.err;
+  EXPECT_EQ(Croquis({"run", folder, "-p", "x", "-n", "2", "--kv", "bf16"}).code, 0);  // what the message advises
 }
 
 TEST_F(EndToEnd, ErrorsSayWhatToDoAndHaveTheirCodes) {

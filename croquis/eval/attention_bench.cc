@@ -54,7 +54,9 @@ class Bench {
     AttentionBench out;
     out.layers = layers_;
     out.read_gb_per_s = read / 1e9;
-    out.beyond_caches = double(layers_) * double(f16_layer_bytes_) > 1.5 * double(o_.last_cache);
+    out.limit = limit_;
+    out.f16_bytes = layers_ * f16_layer_bytes_;
+    out.beyond_caches = double(out.f16_bytes) > 1.5 * double(o_.last_cache);
     for (const Lane& lane : lanes_) {
       out.rows.push_back(Summarise(lane, out.read_gb_per_s));
       if (!step()) return Internal("interrupted");
@@ -131,7 +133,11 @@ class Bench {
     const int64_t target = std::max<int64_t>(600'000'000, 2 * o_.last_cache);
     const int64_t wish = o_.layers > 0 ? o_.layers : (target + one[0] - 1) / one[0];
     const int64_t most = std::max<int64_t>(1, (AvailableMemory() / 10 * 8 - std::min(target, int64_t(1) << 30)) / all);
-    layers_ = o_.layers > 0 ? wish : std::min({wish, most, int64_t(64)});
+    layers_ = o_.layers > 0 ? wish : std::min({wish, most, kMostLayers});
+    limit_ = o_.layers > 0     ? LayerLimit::kAsked
+             : layers_ == wish ? LayerLimit::kNone
+             : layers_ == most ? LayerLimit::kMemory
+                               : LayerLimit::kMost;
     // As much as f16 reads in a round, so that both meet the same caches.
     probe_bytes_ = std::clamp(layers_ * f16_layer_bytes_, int64_t(64) << 20, int64_t(1) << 30);
     const auto total = CheckedMul(all, layers_);
@@ -289,6 +295,7 @@ class Bench {
   const AttentionBenchOptions& o_;
   std::vector<Lane> lanes_;
   int64_t layers_ = 0, f16_layer_bytes_ = 0, probe_bytes_ = 0;
+  LayerLimit limit_ = LayerLimit::kNone;
 };
 
 }  // namespace

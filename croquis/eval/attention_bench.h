@@ -47,11 +47,22 @@ struct AttentionRow {
   int64_t centered_pairs = 0;  // summed over heads and layers
 };
 
+// What set the number of layers.
+enum class LayerLimit : uint8_t {
+  kNone,    // as many as wanted
+  kAsked,   // the caller's number
+  kMemory,  // more do not fit
+  kMost     // kMostLayers: at small n more layers are many small calls, not a longer read
+};
+inline constexpr int64_t kMostLayers = 64;
+
 struct AttentionBench {
   std::vector<AttentionRow> rows;  // f16 first
   int64_t layers = 0;
+  LayerLimit limit = LayerLimit::kNone;
+  int64_t f16_bytes = 0;      // what f16 reads in a round: all layers
   double read_gb_per_s = 0;   // best over the rounds of a plain streaming read with the same threads
-  bool beyond_caches = true;  // false: memory allowed too few layers for data larger than the last cache
+  bool beyond_caches = true;  // false: f16_bytes are not much more than the last cache, see `limit`
 };
 
 // Fills the caches with Gaussian keys and values (every layer its own; the numbers depend on the seed alone), then
