@@ -1,43 +1,31 @@
 // The uncompressed codecs f16, bf16, f32: a page is [128][head_dim] numbers, token-major.
 #pragma once
 
-#include <array>
-#include <string>
-
-#include "croquis/codecs/codec_base.h"
+#include "croquis/codecs/generic_codec.h"
 #include "croquis/simd/dense_kernels.h"
 
 namespace croquis::codecs {
 
-class DenseCodec final : public CodecBase {
+class DenseCodec final : public GenericCodec {
  public:
   DenseCodec(const CodecRequest& request, simd::RowType type);
 
   size_t PageBytes() const noexcept override { return size_t(kPageTokens * RowBytes()); }
   int64_t Granularity() const noexcept override { return 1; }
-  std::string_view Kernel() const noexcept override;
-  bool HasFastPath() const noexcept override;
 
   // f16: magnitudes above 65504 are stored as 65504 (never infinite).
   void Encode(MatView<const float> x, int64_t first, std::byte* page) const noexcept override;
-  void Decode(const std::byte* page, int64_t first, MatView<float> x) const noexcept override;
 
-  size_t QueryBytes(int64_t rows) const noexcept override;
-  void Prepare(MatView<const float> q, float scale, std::byte* query) const noexcept override;
   void Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* next, size_t next_bytes,
              float* logits, std::byte* scratch) const noexcept override;
-
-  int64_t AccDim() const noexcept override { return HeadDim(); }
   void Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows, const std::byte* next,
                   size_t next_bytes, MatView<float> acc, std::byte* scratch) const noexcept override;
-  void Finish(MatView<const float> acc, MatView<float> out) const noexcept override;
-  size_t ScratchBytes(int64_t rows) const noexcept override;
 
  private:
+  void DecodeTile(const std::byte* page, int64_t first, int64_t count, float* x) const noexcept override;
   int64_t RowBytes() const noexcept { return HeadDim() * simd::RowTypeBytes(type_); }
 
   simd::RowType type_;
-  std::array<std::string, 8> kernel_;  // by target
 };
 
 // rel_mse of unit Gaussian rows rounded to a binary float with `mantissa` explicit bits: the mean over the binades of

@@ -1,6 +1,7 @@
 #include "croquis/codecs/generic_codec.h"
 
 #include <algorithm>
+#include <string>
 
 #include "croquis/simd/dense_kernels.h"
 
@@ -8,12 +9,10 @@ namespace croquis::codecs {
 
 GenericCodec::GenericCodec(const CodecRequest& request, std::optional<transforms::Rotation> rotation)
     : CodecBase(request), rotation_(std::move(rotation)) {
-  for (simd::Target t : simd::Reachable())
-    kernel_[size_t(t)] =
-        "generic (no integer kernels: tiles decoded to f32, then " + std::string(simd::Dense(t).name) + ")";
+  NameKernels([](simd::Target t) {
+    return "generic (no integer kernels: tiles decoded to f32, then " + std::string(simd::Dense(t).name) + ")";
+  });
 }
-
-std::string_view GenericCodec::Kernel() const noexcept { return kernel_[size_t(simd::Active())]; }
 
 void GenericCodec::Decode(const std::byte* page, int64_t first, MatView<float> x) const noexcept {
   alignas(64) float tile[kTileRows * kMaxDim];

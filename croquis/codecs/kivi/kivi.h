@@ -2,9 +2,7 @@
 // 32 channels, both asymmetric min/max with fp16 scale and zero.
 #pragma once
 
-#include <array>
-#include <string>
-
+#include "croquis/codecs/generic_codec.h"
 #include "croquis/codecs/scalar_page_codec.h"
 
 namespace croquis::codecs {
@@ -29,39 +27,27 @@ class KiviValues final : public ScalarPageCodec {
 // line of 64 bytes on, the code blocks of simd/sign_kernels.h, head_dim padded to a multiple of 16. The scale belongs
 // to the channel, so it is folded into the query, once for each group of tokens:
 //   <q, x^_t> = <q, Z> + sum_i (q_i S_i) c_ti, the sum in integers.
-class KiviKeys final : public CodecBase {
+// Keys are not summed by the cache: there are no kernels for that.
+class KiviKeys final : public GenericCodec {
  public:
   KiviKeys(const CodecRequest& request, int bits);
   static Contract ContractOf(int64_t head_dim, int bits);
 
   size_t PageBytes() const noexcept override { return Bytes(HeadDim(), bits_); }
   int64_t Granularity() const noexcept override;
-  std::string_view Kernel() const noexcept override;
-  bool HasFastPath() const noexcept override;
-
   void Encode(MatView<const float> x, int64_t first, std::byte* page) const noexcept override;
-  void Decode(const std::byte* page, int64_t first, MatView<float> x) const noexcept override;
-
-  size_t QueryBytes(int64_t rows) const noexcept override;
-  void Prepare(MatView<const float> q, float scale, std::byte* query) const noexcept override;
   void Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* next, size_t next_bytes,
              float* logits, std::byte* scratch) const noexcept override;
-
-  // Keys are not summed by the cache; here for the interface, by decoding one row at a time.
-  int64_t AccDim() const noexcept override { return HeadDim(); }
-  void Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows, const std::byte* next,
-                  size_t next_bytes, MatView<float> acc, std::byte* scratch) const noexcept override;
-  void Finish(MatView<const float> acc, MatView<float> out) const noexcept override;
   size_t ScratchBytes(int64_t rows) const noexcept override;
 
  private:
+  void DecodeTile(const std::byte* page, int64_t first, int64_t count, float* x) const noexcept override;
   static size_t Bytes(int64_t head_dim, int bits);
   int64_t CodesAt(int64_t block) const noexcept;  // of 16 tokens
   void LoadGroup(const std::byte* page, int64_t group, float* scale, float* zero) const noexcept;
 
   int bits_, top_;
   int64_t padded_;
-  std::array<std::string, 8> kernel_;  // by target
 };
 
 }  // namespace croquis::codecs

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <string>
 
 #include "croquis/codecs/kivi/kivi.h"
 #include "croquis/codecs/kivi/minmax.h"
@@ -8,7 +9,7 @@
 namespace croquis::codecs {
 namespace {
 
-constexpr int64_t kGroup = 32, kGroups = kPageTokens / kGroup, kMaxDim = 256;
+constexpr int64_t kGroup = 32, kGroups = kPageTokens / kGroup, kMaxDim = GenericCodec::kMaxDim;
 
 constexpr int64_t Padded(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 constexpr int64_t CodesStart(int64_t head_dim) { return int64_t(RoundUp64(size_t(kGroups * head_dim * 4))); }
@@ -16,8 +17,8 @@ constexpr int64_t CodesStart(int64_t head_dim) { return int64_t(RoundUp64(size_t
 }  // namespace
 
 KiviKeys::KiviKeys(const CodecRequest& request, int bits)
-    : CodecBase(request), bits_(bits), top_((1 << bits) - 1), padded_(Padded(request.head_dim)) {
-  for (const simd::Target t : simd::Reachable()) kernel_[size_t(t)] = std::string(simd::Signs(t).name) + ", fine";
+    : GenericCodec(request), bits_(bits), top_((1 << bits) - 1), padded_(Padded(request.head_dim)) {
+  NameOwnKernels([](simd::Target t) { return std::string(simd::Signs(t).name) + ", fine"; });
 }
 
 size_t KiviKeys::Bytes(int64_t head_dim, int bits) {
@@ -30,8 +31,6 @@ Contract KiviKeys::ContractOf(int64_t head_dim, int bits) {
 }
 
 int64_t KiviKeys::Granularity() const noexcept { return kGroup; }
-std::string_view KiviKeys::Kernel() const noexcept { return kernel_[size_t(simd::Active())]; }
-bool KiviKeys::HasFastPath() const noexcept { return simd::Active() != simd::Target::kScalar; }
 
 int64_t KiviKeys::CodesAt(int64_t block) const noexcept { return CodesStart(HeadDim()) + block * 2 * padded_ * bits_; }
 
@@ -65,10 +64,10 @@ void KiviKeys::Encode(MatView<const float> x, int64_t first, std::byte* page) co
   }
 }
 
-void KiviKeys::Decode(const std::byte* page, int64_t first, MatView<float> x) const noexcept {
+void KiviKeys::DecodeTile(const std::byte* page, int64_t first, int64_t count, float* x) const noexcept {
   float scale[kMaxDim], zero[kMaxDim];
   const int64_t fields = 8 / bits_;
-  for (int64_t r = 0, loaded = -1; r < x.rows; ++r) {
+  for (int64_t r = 0, loaded = -1; r < count; ++r, x += HeadDim()) {
     const int64_t t = first + r;
     if (t / kGroup != loaded) {
       loaded = t / kGroup;
@@ -77,24 +76,16 @@ void KiviKeys::Decode(const std::byte* page, int64_t first, MatView<float> x) co
     const std::byte* lines = page + CodesAt(t / 16) + t % 16 * 4;
     for (int64_t i = 0; i < HeadDim(); ++i) {
       const int byte = std::to_integer<int>(lines[i / 4 / fields * 64 + i % 4]);
-      x(r, i) = zero[i] + scale[i] * float((byte >> (i / 4 % fields * bits_)) & top_);
+      x[i] = zero[i] + scale[i] * float((byte >> (i / 4 % fields * bits_)) & top_);
     }
-  }
-}
-
-// A prepared query is rows of scale * q.
-size_t KiviKeys::QueryBytes(int64_t rows) const noexcept { return RoundUp64(size_t(rows * HeadDim()) * sizeof(float)); }
-
-void KiviKeys::Prepare(MatView<const float> q, float scale, std::byte* query) const noexcept {
-  float* scaled = reinterpret_cast<float*>(query);
-  for (int64_t r = 0; r < q.rows; ++r) {
-    for (int64_t i = 0; i < HeadDim(); ++i) *scaled++ = scale * q(r, i);
   }
 }
 
 // The rows' SignQuery, their bytes, their <q, Z>.
 size_t KiviKeys::ScratchBytes(int64_t rows) const noexcept {
-  return RoundUp64(size_t(rows) * sizeof(simd::SignQuery)) + size_t(rows * 2) * kMaxDim + RoundUp64(size_t(rows) * 4);
+  const size_t score =
+      RoundUp64(size_t(rows) * sizeof(simd::SignQuery)) + size_t(rows * 2) * kMaxDim + RoundUp64(size_t(rows) * 4);
+  return std::max(score, GenericCodec::ScratchBytes(rows));
 }
 
 void KiviKeys::Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* /*next*/,
@@ -120,21 +111,6 @@ void KiviKeys::Score(const std::byte* page, const std::byte* query, int64_t rows
       for (int64_t t = 0; t < kGroup; ++t) out[r * kPageTokens + t] += base[r];
     }
   }
-}
-
-void KiviKeys::Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows,
-                          const std::byte* /*next*/, size_t /*next_bytes*/, MatView<float> acc,
-                          std::byte* /*scratch*/) const noexcept {
-  float row[kMaxDim];
-  for (int64_t t = 0; t < kPageTokens; ++t) {
-    Decode(page, t, {row, 1, HeadDim()});
-    simd::Dense().accumulate_rows(simd::RowType::kF32, p + t, kPageTokens, p_scale, rows,
-                                  reinterpret_cast<const std::byte*>(row), HeadDim() * 4, 1, acc);
-  }
-}
-
-void KiviKeys::Finish(MatView<const float> acc, MatView<float> out) const noexcept {
-  for (int64_t r = 0; r < acc.rows; ++r) std::copy_n(acc.Row(r), HeadDim(), out.Row(r));
 }
 
 }  // namespace croquis::codecs

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "croquis/base/dtype.h"
-#include "croquis/codecs/codec_base.h"
+#include "croquis/codecs/generic_codec.h"
 #include "croquis/codecs/kivi/kivi.h"
 #include "croquis/codecs/qjl/projection.h"
 #include "croquis/simd/dense_kernels.h"
@@ -51,40 +51,23 @@ struct Shape {
   size_t PageBytes() const { return RoundUp64(size_t(OutSignsAt(outliers > 0 ? kGroups : 0))); }
 };
 
-class QjlKeys final : public CodecBase {
+class QjlKeys final : public GenericCodec {
  public:
   QjlKeys(const CodecRequest& request, const Shape& shape, bool orthogonal)
-      : CodecBase(request),
+      : GenericCodec(request),
         shape_(shape),
         projection_(Projection::Get(shape.dim, shape.m, orthogonal, request.seed)),
         scale_(float(SignScale(shape.dim, shape.m, orthogonal))),
         out_scale_(float(SignScale(shape.dim, shape.m_out, orthogonal))) {
-    for (const simd::Target t : simd::Reachable())
-      kernel_[size_t(t)] = std::string(simd::Signs(t).name) + ", sign bits";
+    NameOwnKernels([](simd::Target t) { return std::string(simd::Signs(t).name) + ", sign bits"; });
   }
 
   size_t PageBytes() const noexcept override { return shape_.PageBytes(); }
   int64_t Granularity() const noexcept override { return kGroup; }
-  std::string_view Kernel() const noexcept override { return kernel_[size_t(simd::Active())]; }
-  bool HasFastPath() const noexcept override { return simd::Active() != simd::Target::kScalar; }
 
   void Encode(MatView<const float> x, int64_t first, std::byte* page) const noexcept override {
     for (int64_t begin = 0; begin < x.rows; begin += kGroup)
       EncodeGroup(x.Rows(begin, kGroup), (first + begin) / kGroup, page);
-  }
-
-  // The linear reconstruction: x^ = A |x| S^T signs on the inlier channels, and the same of the outliers' sketch.
-  void Decode(const std::byte* page, int64_t first, MatView<float> x) const noexcept override {
-    for (int64_t r = 0; r < x.rows; ++r) {
-      const int64_t t = first + r, group = t / kGroup;
-      float* row = x.Row(r);
-      Reconstruct(page + shape_.SignsAt(group), t % kGroup, shape_.m, scale_ * Norm(page, t), row);
-      if (shape_.outliers == 0) continue;
-      float out[kMaxDim];
-      Reconstruct(page + shape_.OutSignsAt(group), t % kGroup, shape_.m_out, out_scale_ * OutNorm(page, t), out);
-      const uint8_t* list = List(page, group);
-      for (int64_t c = 0; c < shape_.outliers; ++c) row[list[c]] = out[list[c]];
-    }
   }
 
   // A prepared query: rows of scale * q [dim], rows of their projections [m], the sums' SignQuery of each row, and the
@@ -115,27 +98,27 @@ class QjlKeys final : public CodecBase {
     }
   }
 
-  // Keys are not summed by the cache; here for the interface, by decoding one row at a time.
-  int64_t AccDim() const noexcept override { return HeadDim(); }
-  void Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows, const std::byte* /*next*/,
-                  size_t /*next_bytes*/, MatView<float> acc, std::byte* /*scratch*/) const noexcept override {
-    float row[kMaxDim];
-    for (int64_t t = 0; t < kPageTokens; ++t) {
-      Decode(page, t, {row, 1, shape_.dim});
-      simd::Dense().accumulate_rows(simd::RowType::kF32, p + t, kPageTokens, p_scale, rows,
-                                    reinterpret_cast<const std::byte*>(row), shape_.dim * 4, 1, acc);
-    }
-  }
-  void Finish(MatView<const float> acc, MatView<float> out) const noexcept override {
-    for (int64_t r = 0; r < acc.rows; ++r) std::copy_n(acc.Row(r), shape_.dim, out.Row(r));
-  }
-
   // A group's two SignQuery of each row, their bytes, and one projection.
   size_t ScratchBytes(int64_t rows) const noexcept override {
-    return RoundUp64(size_t(rows) * 2 * sizeof(simd::SignQuery)) + size_t(rows * 2 * RowBytes()) + size_t(kMaxM * 4);
+    const size_t score =
+        RoundUp64(size_t(rows) * 2 * sizeof(simd::SignQuery)) + size_t(rows * 2 * RowBytes()) + size_t(kMaxM * 4);
+    return std::max(score, GenericCodec::ScratchBytes(rows));
   }
 
  private:
+  // The linear reconstruction: x^ = A |x| S^T signs on the inlier channels, and the same of the outliers' sketch.
+  void DecodeTile(const std::byte* page, int64_t first, int64_t count, float* x) const noexcept override {
+    for (int64_t t = first; t < first + count; ++t, x += shape_.dim) {
+      const int64_t group = t / kGroup;
+      Reconstruct(page + shape_.SignsAt(group), t % kGroup, shape_.m, scale_ * Norm(page, t), x);
+      if (shape_.outliers == 0) continue;
+      float out[kMaxDim];
+      Reconstruct(page + shape_.OutSignsAt(group), t % kGroup, shape_.m_out, out_scale_ * OutNorm(page, t), out);
+      const uint8_t* list = List(page, group);
+      for (int64_t c = 0; c < shape_.outliers; ++c) x[list[c]] = out[list[c]];
+    }
+  }
+
   int64_t ProjectedAt(int64_t rows) const noexcept { return int64_t(RoundUp64(size_t(rows * shape_.dim * 4))); }
   int64_t SumsAt(int64_t rows) const noexcept { return ProjectedAt(rows) + rows * shape_.m * 4; }
   int64_t BytesAt(int64_t rows) const noexcept {
@@ -269,7 +252,6 @@ class QjlKeys final : public CodecBase {
   Shape shape_;
   std::shared_ptr<const Projection> projection_;
   float scale_, out_scale_;
-  std::array<std::string, 8> kernel_;  // by target
 };
 
 Result<Shape> ShapeOf(int64_t head_dim, const Spec& spec) {

@@ -40,8 +40,9 @@ TurboQuantProd::TurboQuantProd(const CodecRequest& request, const Options& optio
     book_ = &GaussianCodebook(options.bits - 1);
     code_levels_ = book_->levels;
   }
-  for (simd::Target t : simd::Reachable())
-    kernel_[size_t(t)] = std::string(simd::Pages(t).name) + ", " + PrecisionWord(precision_) + ", codes and signs";
+  NameKernels([this](simd::Target t) {
+    return std::string(simd::Pages(t).name) + ", " + PrecisionWord(precision_) + ", codes and signs";
+  });
 }
 
 Result<std::unique_ptr<const Codec>> TurboQuantProd::Make(const CodecRequest& request, const Options& options) {

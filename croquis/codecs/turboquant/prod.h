@@ -1,7 +1,6 @@
 // turboquant:mode=prod: bits - 1 bits of Lloyd-Max codes and a 1-bit QJL sketch of what they leave.
 #pragma once
 
-#include <array>
 #include <optional>
 #include <string>
 #include <vector>
@@ -53,8 +52,6 @@ class TurboQuantProd final : public CodecBase {
 
   size_t PageBytes() const noexcept override { return SignsAt() + signs_.Bytes(); }
   int64_t Granularity() const noexcept override { return simd::kPackTokens; }
-  std::string_view Kernel() const noexcept override { return kernel_[size_t(simd::Active())]; }
-  bool HasFastPath() const noexcept override { return simd::Active() != simd::Target::kScalar; }
 
   void Encode(MatView<const float> x, int64_t first, std::byte* page) const noexcept override;
   void Decode(const std::byte* page, int64_t first, MatView<float> x) const noexcept override;
@@ -84,7 +81,6 @@ class TurboQuantProd final : public CodecBase {
   simd::Levels code_levels_, sign_levels_;
   const Codebook* book_ = nullptr;
   simd::Precision precision_;
-  std::array<std::string, 8> kernel_;  // by target
 };
 
 }  // namespace croquis::codecs
