@@ -10,12 +10,6 @@ namespace {
 
 constexpr int64_t kFlush = 128;  // words: 128 * 2 * -128 = -2^15
 
-int32_t FourBytes(const int8_t* p) {
-  int32_t v;
-  std::memcpy(&v, p, 4);
-  return v;
-}
-
 // Byte i of the result is -1 where bit i is set.
 __m256i Spread(uint32_t bits) {
   const __m256i byte_of =
@@ -72,67 +66,53 @@ void Sums(const uint64_t* words, int64_t blocks, int64_t m, const SignQuery* que
   for (int64_t b = 0; b < blocks; ++b) {
     const uint64_t* w = words + b * m / 4;
     float* o = out + b * kSignTokens;
-    int64_t r = 0;
-    for (; r + 2 <= rows; r += 2) SumRows<2>(w, m, query + r, o + r * out_stride, out_stride);
-    for (; r < rows; ++r) SumRows<1>(w, m, query + r, o + r * out_stride, out_stride);
+    ForRowGroups<2>(rows, [&]<int kRows>(Fixed<kRows>, int64_t r) {
+      SumRows<kRows>(w, m, query + r, o + r * out_stride, out_stride);
+    });
   }
 }
 
-// Half h of a line is tokens 8h to 8h + 7.
-template <int kRows, int kBits>
-void CodeRows(const std::byte* lines, int64_t n, const SignQuery* query, float* out, int64_t out_stride) {
-  constexpr int kFields = 8 / kBits;
-  const __m256i mask = _mm256_set1_epi8((1 << kBits) - 1), one16 = _mm256_set1_epi16(1);
-  __m256i high[kRows][2], low[kRows][2];
-  for (int r = 0; r < kRows; ++r) {
-    for (int h = 0; h < 2; ++h) high[r][h] = low[r][h] = _mm256_setzero_si256();
-  }
-  for (int64_t line = 0; line < n * kBits / 32; ++line) {
-    for (int h = 0; h < 2; ++h) {
-      const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lines + 64 * line + 32 * h));
-      for (int f = 0; f < kFields; ++f) {
-        const __m256i code = _mm256_and_si256(_mm256_srli_epi16(packed, f * kBits), mask);
-        for (int r = 0; r < kRows; ++r) {
-          const int64_t i = (line * kFields + f) * 4;
-          const __m256i hi = _mm256_maddubs_epi16(code, _mm256_set1_epi32(FourBytes(query[r].hi + i)));
-          const __m256i lo = _mm256_maddubs_epi16(code, _mm256_set1_epi32(FourBytes(query[r].lo + i)));
-          high[r][h] = _mm256_add_epi32(high[r][h], _mm256_madd_epi16(hi, one16));
-          low[r][h] = _mm256_add_epi32(low[r][h], _mm256_madd_epi16(lo, one16));
+struct Isa {
+  static constexpr int kMostRows = 2;
+
+  // Half h of a line is tokens 8h to 8h + 7.
+  template <int kRows, int kBits>
+  static void CodeRows(const std::byte* lines, int64_t n, const SignQuery* query, float* out, int64_t out_stride) {
+    constexpr int kFields = 8 / kBits;
+    const __m256i mask = _mm256_set1_epi8((1 << kBits) - 1), one16 = _mm256_set1_epi16(1);
+    __m256i high[kRows][2], low[kRows][2];
+    for (int r = 0; r < kRows; ++r) {
+      for (int h = 0; h < 2; ++h) high[r][h] = low[r][h] = _mm256_setzero_si256();
+    }
+    for (int64_t line = 0; line < n * kBits / 32; ++line) {
+      for (int h = 0; h < 2; ++h) {
+        const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lines + 64 * line + 32 * h));
+        for (int f = 0; f < kFields; ++f) {
+          const __m256i code = _mm256_and_si256(_mm256_srli_epi16(packed, f * kBits), mask);
+          for (int r = 0; r < kRows; ++r) {
+            const int64_t i = (line * kFields + f) * 4;
+            const __m256i hi = _mm256_maddubs_epi16(code, _mm256_set1_epi32(FourBytes(query[r].hi + i)));
+            const __m256i lo = _mm256_maddubs_epi16(code, _mm256_set1_epi32(FourBytes(query[r].lo + i)));
+            high[r][h] = _mm256_add_epi32(high[r][h], _mm256_madd_epi16(hi, one16));
+            low[r][h] = _mm256_add_epi32(low[r][h], _mm256_madd_epi16(lo, one16));
+          }
         }
       }
     }
-  }
-  for (int r = 0; r < kRows; ++r) {
-    for (int h = 0; h < 2; ++h) {
-      const __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(high[r][h], 8), low[r][h]);
-      _mm256_storeu_ps(out + r * out_stride + h * 8,
-                       _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(query[r].step)));
+    for (int r = 0; r < kRows; ++r) {
+      for (int h = 0; h < 2; ++h) {
+        const __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(high[r][h], 8), low[r][h]);
+        _mm256_storeu_ps(out + r * out_stride + h * 8,
+                         _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(query[r].step)));
+      }
     }
   }
-}
-
-template <int kBits>
-void CodeBlocks(const std::byte* codes, int64_t blocks, int64_t n, const SignQuery* query, int64_t rows, float* out,
-                int64_t out_stride) {
-  for (int64_t b = 0; b < blocks; ++b) {
-    const std::byte* lines = codes + b * 2 * n * kBits;
-    float* o = out + b * kSignTokens;
-    int64_t r = 0;
-    for (; r + 2 <= rows; r += 2) CodeRows<2, kBits>(lines, n, query + r, o + r * out_stride, out_stride);
-    for (; r < rows; ++r) CodeRows<1, kBits>(lines, n, query + r, o + r * out_stride, out_stride);
-  }
-}
-
-void CodeSums(const std::byte* codes, int bits, int64_t blocks, int64_t n, const SignQuery* query, int64_t rows,
-              float* out, int64_t out_stride) {
-  if (bits == 2) return CodeBlocks<2>(codes, blocks, n, query, rows, out, out_stride);
-  if (bits == 4) CodeBlocks<4>(codes, blocks, n, query, rows, out, out_stride);
-}
+};
 
 }  // namespace
 
 const SignKernels& SignsAvx2() {
-  static constexpr SignKernels kKernels = {"avx2", Target::kAvx2, Combine, Quantise, Sums, CodeSums};
+  static constexpr SignKernels kKernels = {"avx2", Target::kAvx2, Combine, Quantise, Sums, CodeSumsOf<Isa>::Run};
   return kKernels;
 }
 

@@ -8,12 +8,6 @@
 namespace croquis::simd {
 namespace {
 
-int32_t FourBytes(const int8_t* p) {
-  int32_t v;
-  std::memcpy(&v, p, 4);
-  return v;
-}
-
 template <int kRows, int kBlocks>
 void SumRows(const uint64_t* words, int64_t m, const SignQuery* query, float* out, int64_t out_stride) {
   __m512i high[kRows][kBlocks], low[kRows][kBlocks];
@@ -45,10 +39,9 @@ void SumRows(const uint64_t* words, int64_t m, const SignQuery* query, float* ou
 
 template <int kBlocks>
 void SumBlocks(const uint64_t* words, int64_t m, const SignQuery* query, int64_t rows, float* out, int64_t out_stride) {
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) SumRows<4, kBlocks>(words, m, query + r, out + r * out_stride, out_stride);
-  for (; r + 2 <= rows; r += 2) SumRows<2, kBlocks>(words, m, query + r, out + r * out_stride, out_stride);
-  for (; r < rows; ++r) SumRows<1, kBlocks>(words, m, query + r, out + r * out_stride, out_stride);
+  ForRowGroups<4>(rows, [&]<int kRows>(Fixed<kRows>, int64_t r) {
+    SumRows<kRows, kBlocks>(words, m, query + r, out + r * out_stride, out_stride);
+  });
 }
 
 void Sums(const uint64_t* words, int64_t blocks, int64_t m, const SignQuery* query, int64_t rows, float* out,
@@ -57,51 +50,38 @@ void Sums(const uint64_t* words, int64_t blocks, int64_t m, const SignQuery* que
   if (blocks == 1) SumBlocks<1>(words, m, query, rows, out, out_stride);
 }
 
-template <int kRows, int kBits>
-void CodeRows(const std::byte* lines, int64_t n, const SignQuery* query, float* out, int64_t out_stride) {
-  constexpr int kFields = 8 / kBits;
-  const __m512i mask = _mm512_set1_epi8((1 << kBits) - 1);
-  __m512i high[kRows], low[kRows];
-  for (int r = 0; r < kRows; ++r) high[r] = low[r] = _mm512_setzero_si512();
-  for (int64_t line = 0; line < n * kBits / 32; ++line) {
-    const __m512i packed = _mm512_loadu_si512(lines + 64 * line);
-    for (int f = 0; f < kFields; ++f) {
-      const __m512i code = _mm512_and_si512(_mm512_srli_epi16(packed, unsigned(f * kBits)), mask);
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t i = (line * kFields + f) * 4;
-        high[r] = _mm512_dpbusd_epi32(high[r], code, _mm512_set1_epi32(FourBytes(query[r].hi + i)));
-        low[r] = _mm512_dpbusd_epi32(low[r], code, _mm512_set1_epi32(FourBytes(query[r].lo + i)));
+struct Isa {
+  static constexpr int kMostRows = 4;
+
+  template <int kRows, int kBits>
+  static void CodeRows(const std::byte* lines, int64_t n, const SignQuery* query, float* out, int64_t out_stride) {
+    constexpr int kFields = 8 / kBits;
+    const __m512i mask = _mm512_set1_epi8((1 << kBits) - 1);
+    __m512i high[kRows], low[kRows];
+    for (int r = 0; r < kRows; ++r) high[r] = low[r] = _mm512_setzero_si512();
+    for (int64_t line = 0; line < n * kBits / 32; ++line) {
+      const __m512i packed = _mm512_loadu_si512(lines + 64 * line);
+      for (int f = 0; f < kFields; ++f) {
+        const __m512i code = _mm512_and_si512(_mm512_srli_epi16(packed, unsigned(f * kBits)), mask);
+        for (int r = 0; r < kRows; ++r) {
+          const int64_t i = (line * kFields + f) * 4;
+          high[r] = _mm512_dpbusd_epi32(high[r], code, _mm512_set1_epi32(FourBytes(query[r].hi + i)));
+          low[r] = _mm512_dpbusd_epi32(low[r], code, _mm512_set1_epi32(FourBytes(query[r].lo + i)));
+        }
       }
     }
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[r], 8), low[r]);
+      _mm512_storeu_ps(out + r * out_stride, _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(query[r].step)));
+    }
   }
-  for (int r = 0; r < kRows; ++r) {
-    const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[r], 8), low[r]);
-    _mm512_storeu_ps(out + r * out_stride, _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(query[r].step)));
-  }
-}
-
-template <int kBits>
-void CodeBlocks(const std::byte* codes, int64_t blocks, int64_t n, const SignQuery* query, int64_t rows, float* out,
-                int64_t out_stride) {
-  for (int64_t b = 0; b < blocks; ++b) {
-    const std::byte* lines = codes + b * 2 * n * kBits;
-    float* o = out + b * kSignTokens;
-    int64_t r = 0;
-    for (; r + 4 <= rows; r += 4) CodeRows<4, kBits>(lines, n, query + r, o + r * out_stride, out_stride);
-    for (; r < rows; ++r) CodeRows<1, kBits>(lines, n, query + r, o + r * out_stride, out_stride);
-  }
-}
-
-void CodeSums(const std::byte* codes, int bits, int64_t blocks, int64_t n, const SignQuery* query, int64_t rows,
-              float* out, int64_t out_stride) {
-  if (bits == 2) return CodeBlocks<2>(codes, blocks, n, query, rows, out, out_stride);
-  if (bits == 4) CodeBlocks<4>(codes, blocks, n, query, rows, out, out_stride);
-}
+};
 
 }  // namespace
 
 const SignKernels& SignsAvx512() {
-  static constexpr SignKernels kKernels = {"avx512-vnni", Target::kAvx512, Combine, Quantise, Sums, CodeSums};
+  static constexpr SignKernels kKernels = {"avx512-vnni", Target::kAvx512,     Combine, Quantise,
+                                           Sums,          CodeSumsOf<Isa>::Run};
   return kKernels;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -61,6 +62,49 @@ SignQuery Quantise(const float* v, int64_t m, int8_t* hi, int8_t* lo) {
   }
   return {hi, lo, magnitude / float(kTop), sum};
 }
+
+inline int32_t FourBytes(const int8_t* p) {
+  int32_t v;
+  std::memcpy(&v, p, 4);
+  return v;
+}
+
+// A number known when compiling, as an argument.
+template <int kValue>
+struct Fixed {};
+
+// f(Fixed<k>(), first) for runs of k query rows that share what is read: kMost, then 2, then 1.
+template <int kMost, class F>
+void ForRowGroups(int64_t rows, const F& f) {
+  int64_t r = 0;
+  for (; r + kMost <= rows; r += kMost) f(Fixed<kMost>(), r);
+  if constexpr (kMost > 2) {
+    for (; r + 2 <= rows; r += 2) f(Fixed<2>(), r);
+  }
+  for (; r < rows; ++r) f(Fixed<1>(), r);
+}
+
+// SignKernels::code_sums from Isa::CodeRows<kRows, kBits>(lines of a block, n, query, out, out_stride).
+template <class Isa>
+struct CodeSumsOf {
+  template <int kBits>
+  static void Blocks(const std::byte* codes, int64_t blocks, int64_t n, const SignQuery* query, int64_t rows,
+                     float* out, int64_t out_stride) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      const std::byte* lines = codes + b * 2 * n * kBits;
+      float* o = out + b * kSignTokens;
+      ForRowGroups<Isa::kMostRows>(rows, [&]<int kRows>(Fixed<kRows>, int64_t r) {
+        Isa::template CodeRows<kRows, kBits>(lines, n, query + r, o + r * out_stride, out_stride);
+      });
+    }
+  }
+
+  static void Run(const std::byte* codes, int bits, int64_t blocks, int64_t n, const SignQuery* query, int64_t rows,
+                  float* out, int64_t out_stride) {
+    if (bits == 2) return Blocks<2>(codes, blocks, n, query, rows, out, out_stride);
+    if (bits == 4) Blocks<4>(codes, blocks, n, query, rows, out, out_stride);
+  }
+};
 
 }  // namespace
 }  // namespace croquis::simd
