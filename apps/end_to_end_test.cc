@@ -208,7 +208,8 @@ TEST_F(EndToEnd, NeedleFillsItsGrid) {
   ASSERT_EQ(r.code, 0) << r.err;
   ExpectColumns(r.Json(), {"kv", "depth", "length", "accuracy", "token_accuracy", "log_prob"});
   EXPECT_EQ(r.Json()["rows"].size(), 8u);
-  for (const json& row : r.Json()["rows"]) {
+  const json rows = r.Json()["rows"];
+  for (const json& row : rows) {
     EXPECT_GE(row["accuracy"], 0);
     EXPECT_LE(row["accuracy"], 1);
     EXPECT_LT(row["log_prob"], 0);
