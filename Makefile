@@ -2,12 +2,12 @@
 # make test    installs, builds, runs the tests (unit, slow and structure)
 # make build   installs and builds
 # make bench   the benchmarks behind docs/results
+# make peer    compares with transformers, tokenizers, gguf (installs them into build/peers, about 1.5 GB)
 # Options: BUILD=folder  JOBS=n  PRESET=release|asan|tsan
 PRESET ?= release
 BUILD ?= build/$(PRESET)
 JOBS ?= $(shell nproc)
 
-# make peer    compares with transformers, tokenizers, gguf (installs them into build/peers)
 .PHONY: all build demo test unit peer bench deps format lint fuzz install clean
 all: build
 
@@ -28,8 +28,7 @@ unit: build
 	@tools/test.sh "$(BUILD)" "$(JOBS)" -L unit
 
 peer: build
-	@[ -x build/peers/bin/python ] || python3 -m venv build/peers
-	@build/peers/bin/pip install -q -r tests/peer/requirements.txt
+	@tools/peer_env.sh build/peers tests/peer/requirements.txt
 	@ctest --test-dir "$(BUILD)" -L peer --output-on-failure
 
 bench: build

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the Debian packages a purpose needs, if any is missing: as root, or through sudo; else it names them.
-# usage: install_deps.sh build|fuzz|lint
+# usage: install_deps.sh build|fuzz|lint|venv
 set -eu
 case "${1:-build}" in
   build) want="g++ cmake make ninja-build pkg-config git ca-certificates xz-utils libdnnl-dev librandom123-dev
@@ -8,7 +8,8 @@ case "${1:-build}" in
                libgtest-dev python3" ;;
   fuzz)  want="clang-14 libclang-rt-14-dev" ;;
   lint)  want="clang-format-14 clang-tidy-14" ;;
-  *) echo "usage: $0 build|fuzz|lint" >&2; exit 2 ;;
+  venv)  want="python3-venv" ;;
+  *) echo "usage: $0 build|fuzz|lint|venv" >&2; exit 2 ;;
 esac
 missing=""
 for p in $want; do
