@@ -97,10 +97,14 @@ void EncodeQ8(const float* x, SmallBlock* b) {
 
 // ---- IQ4_NL ----
 
-// Code of the level nearest to v, by a table over half units: every midpoint between levels is a multiple of 1/2.
+// Code of the level nearest to v, the upper one of two at the same distance. A table over half units, because every
+// midpoint between levels is a multiple of 1/2; 2 v + 256 may round up to one, never down past one.
 struct NearestIq4 {
   std::array<uint8_t, 512> code{};
+  std::array<float, 16> from{};  // the least number of a code
   constexpr NearestIq4() {
+    from[0] = -1e30f;
+    for (size_t c = 1; c < 16; ++c) from[c] = float(kIq4Levels[c - 1] + kIq4Levels[c]) / 2;
     for (int i = 0; i < 512; ++i) {
       const int twice = i - 256;  // v in [twice / 2, twice / 2 + 1/2)
       uint8_t c = 0;
@@ -108,36 +112,34 @@ struct NearestIq4 {
       code[size_t(i)] = c;
     }
   }
-  // v finite.
-  uint8_t operator()(float v) const { return code[size_t(std::min(std::max(2 * v + 256, 0.f), 511.f))]; }
+  // -128 <= v < 128.
+  uint8_t operator()(float v) const {
+    const uint8_t c = code[size_t(int(2 * v + 256))];
+    return uint8_t(c - (v < from[c]));
+  }
 };
 constexpr NearestIq4 kNearestIq4;
 
-// Puts the number of largest magnitude at each of 8 points of the level axis, -132 to -104, where its own end of
-// the table lies for one sign and past the other end for the other; of these scales, refined by least squares,
-// keeps the one of least error (largest <x, level>^2 / |level|^2) and takes the codes nearest under it as stored.
+// As llama.cpp writes a cache: codes with the number of largest magnitude at -127, then the scale of least squared
+// error under weights x^2 for these codes. The sums are rounded at each step and taken in order, so that the bytes are
+// ggml's.
 void EncodeIq4(const float* x, SmallBlock* b) {
-  const float top = Largest(x);
+  constexpr float kTiny = 1e-15f;
+  const float top = Largest(x), start = top / float(kIq4Levels[0]);
   b->min = 0;
+  b->scale = FloatToF16(std::abs(top) < kTiny ? 0.f : start);
   b->code.fill(kNearestIq4(0));
-  b->scale = FloatToF16(top / float(kIq4Levels[0]));
-  if (!(std::abs(top) > 1e-30f && std::abs(top) < 1e30f)) return;
-  float best_scale = 0, best = 0;
-  for (int step = 0; step < 8; ++step) {
-    const float inverse = float(-132 + 4 * step) / top;
-    float cross = 0;
-    int energy = 0;
-    for (int i = 0; i < kSmall; ++i) {
-      const int level = kIq4Levels[kNearestIq4(x[i] * inverse)];
-      cross += x[i] * float(level);
-      energy += level * level;
-    }
-    const float gain = cross * cross / float(energy);
-    if (gain > best) best = gain, best_scale = cross / float(energy);
+  if (!(std::abs(top) >= kTiny && std::isfinite(top))) return;
+  const float inverse = 1 / start;
+  float cross = 0, energy = 0;
+  for (int i = 0; i < kSmall; ++i) {
+    const uint8_t code = kNearestIq4(x[i] * inverse);
+    const float level = kIq4Levels[code], weighted = x[i] * x[i] * level;
+    b->code[size_t(i)] = code;
+    cross += weighted * x[i];
+    energy += weighted * level;
   }
-  b->scale = FloatToF16(best_scale);
-  const float inverse = Inverse(F16ToFloat(b->scale));
-  for (int i = 0; i < kSmall; ++i) b->code[size_t(i)] = kNearestIq4(x[i] * inverse);
+  if (std::isfinite(energy)) b->scale = FloatToF16(cross / energy);
 }
 
 // ---- formats of 256 ----

@@ -37,8 +37,8 @@ size_t BlockBytes(GgmlType type);
 Status Dequantize(GgmlType type, const std::byte* data, int64_t n, float* out);
 
 // The inverse, for F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0 (the bytes `gguf` writes for finite x, up to
-// the sign of a zero minimum) and IQ4_NL
-// (which it does not write: of 8 scales, each refined by least squares, the one of least squared error). Numbers
+// the sign of a zero minimum) and IQ4_NL (which it does not write: the bytes of ggml's quantize_row_iq4_nl_ref, up to
+// the codes of blocks whose scale is 0 and the scale of those whose sums overflow, from 2e16 on). Numbers
 // that are not finite do not fail, but what they decode to is unspecified. Errors: other types, n as above.
 Status Quantize(GgmlType type, const float* x, int64_t n, std::byte* out);
 

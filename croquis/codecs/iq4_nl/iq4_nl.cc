@@ -5,6 +5,6 @@ namespace croquis::codecs {
 
 extern const MethodInfo kMethod_iq4_nl;
 constexpr MethodInfo kMethod_iq4_nl = GgmlMethod<GgmlType::kIq4Nl>(
-    "iq4_nl", "4-bit codes of a fixed uneven table, one searched f16 scale for 32 numbers");
+    "iq4_nl", "4-bit codes of a fixed uneven table, one least-squares f16 scale for 32 numbers");
 
 }  // namespace croquis::codecs
