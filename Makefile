@@ -42,7 +42,7 @@ format:
 	@tools/install_deps.sh lint
 	@git ls-files '*.cc' '*.h' | xargs clang-format-14 -i
 
-lint:
+lint: build
 	@tools/install_deps.sh lint
 	@tools/lint.sh "$(BUILD)"
 

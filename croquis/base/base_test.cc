@@ -57,7 +57,8 @@ TEST(Spec, ParsesAndCompletes) {
   EXPECT_EQ(full->Int("bits"), 3);
   for (const char* bad : {"", ":", "eden:", "eden:bits", "eden:bits=", "eden:bits=1,bits=2", "eden:bits=4,", "e den"})
     EXPECT_FALSE(ParseSpec(bad)) << bad;
-  for (const char* bad : {"eden:bits=9", "eden:bits=x", "eden:bit=3", "eden:center=maybe", "eden:bits=99999999999999999999"})
+  for (const char* bad :
+       {"eden:bits=9", "eden:bits=x", "eden:bit=3", "eden:center=maybe", "eden:bits=99999999999999999999"})
     EXPECT_FALSE(Complete(*ParseSpec(bad), params)) << bad;
 }
 

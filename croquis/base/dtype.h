@@ -28,9 +28,9 @@ inline float F16ToFloat(f16 h) {
 }
 inline f16 FloatToF16(float f) {
   const uint32_t u = std::bit_cast<uint32_t>(f), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
-  if (a > 0x7f800000u) return f16(sign | 0x7e00u);                // NaN
-  if (a >= 0x477ff000u) return f16(sign | 0x7c00u);               // rounds to infinity
-  if (a < 0x38800000u) {                                          // subnormal: add at 2^-14's ulp
+  if (a > 0x7f800000u) return f16(sign | 0x7e00u);   // NaN
+  if (a >= 0x477ff000u) return f16(sign | 0x7c00u);  // rounds to infinity
+  if (a < 0x38800000u) {                             // subnormal: add at 2^-14's ulp
     const float r = std::bit_cast<float>(a) + 0.5f;
     return f16(sign | (std::bit_cast<uint32_t>(r) - 0x3f000000u));
   }

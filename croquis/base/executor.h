@@ -24,7 +24,8 @@ class Executor {
   // ParallelFor of the same executor.
   template <class F>
   void ParallelFor(int64_t tasks, const F& fn) {
-    Run(tasks, [](const void* f, int64_t task, int worker) { (*static_cast<const F*>(f))(task, worker); }, &fn);
+    Run(
+        tasks, [](const void* f, int64_t task, int worker) { (*static_cast<const F*>(f))(task, worker); }, &fn);
   }
 
  private:

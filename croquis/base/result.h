@@ -34,9 +34,10 @@ template <class T>
 class [[nodiscard]] Result {
  public:
   template <std::convertible_to<T> U = T>
-    requires(!std::same_as<std::remove_cvref_t<U>, Error> && !std::same_as<std::remove_cvref_t<U>, Result>)
-  // NOLINTNEXTLINE(bugprone-forwarding-reference-overload): a Result is not convertible to its T.
-  Result(U&& value) : v_(std::in_place_index<0>, std::forward<U>(value)) {}
+  requires(!std::same_as<std::remove_cvref_t<U>, Error> && !std::same_as<std::remove_cvref_t<U>, Result>)
+      // NOLINTNEXTLINE(bugprone-forwarding-reference-overload): a Result is not convertible to its T.
+      Result(U&& value)
+      : v_(std::in_place_index<0>, std::forward<U>(value)) {}
   Result(Error error) : v_(std::in_place_index<1>, std::move(error)) {}
 
   bool has_value() const noexcept { return v_.index() == 0; }

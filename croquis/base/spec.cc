@@ -62,8 +62,7 @@ Result<Spec> ParseSpec(std::string_view text) {
   Spec spec;
   const size_t colon = text.find(':');
   const std::string_view name = text.substr(0, colon);
-  if (!IsWord(name))
-    return InvalidArgument("a method string is name:key=value,key=value; got " + Quote(text));
+  if (!IsWord(name)) return InvalidArgument("a method string is name:key=value,key=value; got " + Quote(text));
   spec.name = name;
   if (colon == text.npos) return spec;
   std::string_view rest = text.substr(colon + 1);
@@ -86,7 +85,8 @@ Result<Spec> Complete(const Spec& spec, std::span<const ParamInfo> params) {
   Spec full{spec.name, {}};
   for (const ParamInfo& p : params) full.params.emplace_back(std::string(p.name), std::string(p.def));
   for (const auto& [key, value] : spec.params) {
-    const auto it = std::find_if(params.begin(), params.end(), [name = std::string_view(key)](const ParamInfo& p) { return p.name == name; });
+    const auto it = std::find_if(params.begin(), params.end(),
+                                 [name = std::string_view(key)](const ParamInfo& p) { return p.name == name; });
     if (it == params.end()) {
       std::string have;
       for (const ParamInfo& p : params) have += (have.empty() ? "" : ", ") + std::string(p.name);
@@ -94,7 +94,8 @@ Result<Spec> Complete(const Spec& spec, std::span<const ParamInfo> params) {
     }
     if (!it->choices.empty()) {
       if (!InChoices(it->choices, value))
-        return InvalidArgument(spec.name + ": " + key + " is one of " + std::string(it->choices) + ", got '" + value + "'");
+        return InvalidArgument(spec.name + ": " + key + " is one of " + std::string(it->choices) + ", got '" + value +
+                               "'");
     } else {
       int64_t v = 0;
       if (!ParseInt(value, v) || v < it->min || v > it->max)

@@ -40,11 +40,7 @@ struct MatView {
     CROQUIS_DCHECK(0 <= begin && begin + n <= cols);
     return {data + begin, rows, n, stride};
   }
-  constexpr operator MatView<const T>() const
-    requires(!std::is_const_v<T>)
-  {
-    return {data, rows, cols, stride};
-  }
+  constexpr operator MatView<const T>() const requires(!std::is_const_v<T>) { return {data, rows, cols, stride}; }
 };
 
 // Owning row-major matrix, 64-byte aligned, zero-initialised; rows are contiguous.
@@ -52,8 +48,7 @@ template <class T>
 class Matrix {
  public:
   Matrix() = default;
-  Matrix(int64_t rows, int64_t cols)
-      : buffer_(size_t(rows) * size_t(cols) * sizeof(T)), rows_(rows), cols_(cols) {}
+  Matrix(int64_t rows, int64_t cols) : buffer_(size_t(rows) * size_t(cols) * sizeof(T)), rows_(rows), cols_(cols) {}
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
   T* data() { return reinterpret_cast<T*>(buffer_.data()); }

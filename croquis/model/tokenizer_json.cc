@@ -116,8 +116,8 @@ void MergeAdded(const std::vector<AddedToken>& more, const TokenLookup& ids, int
 }
 
 // The table of tokens, and everything that needs all ids.
-Result<std::unique_ptr<Tokenizer>> Assemble(const BpeData& data, BpePipeline pipeline, const DecoderPlan& decoder, Frame frame,
-                                            const TokenizerHints& hints) {
+Result<std::unique_ptr<Tokenizer>> Assemble(const BpeData& data, BpePipeline pipeline, const DecoderPlan& decoder,
+                                            Frame frame, const TokenizerHints& hints) {
   TokenLookup ids;
   ids.reserve(data.vocab.size());
   int64_t size = 0;

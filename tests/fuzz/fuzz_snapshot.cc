@@ -16,7 +16,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   config.sinks = 2;
   config.ring = 16;
   config.policy = *kvcache::ParseKvPolicy("eden:bits=2,center=none");
-  auto cache = kvcache::KvCache::LoadFromMemory(std::span<const std::byte>(reinterpret_cast<const std::byte*>(data), size), config);
+  auto cache = kvcache::KvCache::LoadFromMemory(
+      std::span<const std::byte>(reinterpret_cast<const std::byte*>(data), size), config);
   if (!cache) return 0;
   const float row[32] = {1, 2, 3};
   if ((*cache)->length() < config.capacity && (*cache)->Append(0, {row, 1, 32}, {row, 1, 32})) (*cache)->Commit(1);

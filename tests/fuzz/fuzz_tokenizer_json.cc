@@ -7,8 +7,10 @@
 #include "croquis/model/tokenizer_formats.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  const auto tokenizer = croquis::model::ParseTokenizerJson(std::span<const std::byte>(reinterpret_cast<const std::byte*>(data), size));
+  const auto tokenizer =
+      croquis::model::ParseTokenizerJson(std::span<const std::byte>(reinterpret_cast<const std::byte*>(data), size));
   if (!tokenizer) return 0;
-  if (const auto ids = (*tokenizer)->Encode("Hello, world! 1234 \xf0\x9f\x98\x80\n  x")) (void)(*tokenizer)->Decode(*ids);
+  if (const auto ids = (*tokenizer)->Encode("Hello, world! 1234 \xf0\x9f\x98\x80\n  x"))
+    (void)(*tokenizer)->Decode(*ids);
   return 0;
 }
