@@ -89,6 +89,7 @@ def write(tensors: dict[str, torch.Tensor], out: pathlib.Path, limit: int) -> in
     ]
     for name, group in zip(names, groups):
         save_file({k: v.contiguous() for k, v in group.items()}, out / name, {'format': 'pt'})
+        (out / name).chmod(0o644)  # safetensors makes it readable by its owner alone
     if len(groups) > 1:
         total = sum(t.numel() * t.element_size() for t in tensors.values())
         index = {'metadata': {'total_size': total}, 'weight_map': {k: n for n, g in zip(names, groups) for k in g}}

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Trains a model of croquis' families on the text of prepare.py and the tasks of data.py; CPU or CUDA, bf16.
 
-Warm-up, constant rate, then a linear cooldown (WSD) that starts --cooldown tokens before --tokens or as soon as the
-file OUT/finish exists. The recipe file names the model's sizes and the phases. Rows are a function of seed and step, so
-a run that is cut off goes on from OUT/checkpoint.pt exactly as if it had not been (same machine, same number of
-threads). OUT/log.jsonl holds the curves.
+Warm-up, a constant rate in each phase, then a linear cooldown (WSD) that starts --cooldown tokens before --tokens or as
+soon as the file OUT/finish exists. The recipe file names the model's sizes and the phases. Rows are a function of seed
+and step, so a run that is cut off goes on from OUT/checkpoint.pt exactly as if it had not been (same machine, same
+number of threads). OUT/log.jsonl holds the curves.
 
 example: python tools/train/train.py tools/train/croquis-7m.json --train /data/train --valid /data/valid \\
              --tokenizer models/croquis-4m/tokenizer.model --out /data/run
@@ -61,6 +61,7 @@ class Run:
     def factor(self, cooldown: int) -> float:
         """Share of the full learning rate at the present step."""
         rise = min(1.0, (self.step + 1) / self.plan.get('warmup_steps', 60))
+        rise *= self.phase(self.tokens).get('rate', 1.0)
         if self.cooldown_from < 0:
             return rise
         return rise * max(0.0, 1 - (self.tokens - self.cooldown_from) / cooldown)
