@@ -85,7 +85,7 @@ Result<std::vector<kvcache::KvPolicy>> ParseCaches(const CacheOptions& options, 
   for (const std::string& kv : options.kv) {
     auto policy = kvcache::ParseKvPolicy(kv, options.layers);
     // A method that does not exist is a wrong option, not a missing file.
-    const auto usage = [&](Error e) {
+    const auto usage = [&](const Error& e) {
       return Error{e.code == Code::kNotFound ? Code::kInvalidArgument : e.code, "--kv " + kv + ": " + e.message};
     };
     if (!policy) return usage(policy.error());

@@ -183,6 +183,7 @@ Status Run(const DemoOptions& o) {
   }
   std::vector<std::unique_ptr<kvcache::KvCache>> timed;
   std::vector<kvcache::KvCache*> timed_caches;
+  timed_caches.reserve(lanes.size());
   for (Lane& lane : lanes) {
     timed_caches.push_back(timed.emplace_back(lane.cache->Branch()).get());
   }
