@@ -52,6 +52,10 @@ function(croquis_tests name)
     else()
       set_tests_properties(${name}.${stem} PROPERTIES LABELS "unit;${name}" TIMEOUT ${unit_seconds})
     endif()
+    if(CROQUIS_SANITIZE)
+      set_tests_properties(${name}.${stem} PROPERTIES ENVIRONMENT
+        "LSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/lsan.supp:print_suppressions=0")
+    endif()
   endforeach()
 endfunction()
 
