@@ -67,26 +67,17 @@ Json Row(const std::string& kv, const EvalOptions& o, const eval::CacheScore& sc
   row["bits_total"] = score.report.bits_per_number;
   row["cache_bytes"] = score.report.total();
   row["cache_bytes_f16"] = score.report.f16_bytes;
-  if (o.compare.chunked) {
-    const eval::DivergenceSummary& s = score.chunked;
-    row["ppl"] = s.ppl;
-    row["kl_mean"] = s.kl_mean;
-    row["kl_median"] = s.kl_median;
-    row["kl_p99"] = s.kl_p99;
-    row["kl_p999"] = s.kl_p999;
-    row["same_top"] = s.same_top;
-    row["positions"] = s.positions;
-  }
-  if (o.compare.decode) {
-    const eval::DivergenceSummary& s = score.decode;
-    row["ppl_decode"] = s.ppl;
-    row["kl_mean_decode"] = s.kl_mean;
-    row["kl_median_decode"] = s.kl_median;
-    row["kl_p99_decode"] = s.kl_p99;
-    row["kl_p999_decode"] = s.kl_p999;
-    row["same_top_decode"] = s.same_top;
-    row["positions_decode"] = s.positions;
-  }
+  const auto add = [&](const eval::DivergenceSummary& s, const std::string& suffix) {
+    row["ppl" + suffix] = s.ppl;
+    row["kl_mean" + suffix] = s.kl_mean;
+    row["kl_median" + suffix] = s.kl_median;
+    row["kl_p99" + suffix] = s.kl_p99;
+    row["kl_p999" + suffix] = s.kl_p999;
+    row["same_top" + suffix] = s.same_top;
+    row["positions" + suffix] = s.positions;
+  };
+  if (o.compare.chunked) add(score.chunked, "");
+  if (o.compare.decode) add(score.decode, "_decode");
   row["seconds"] = score.seconds;
   row["centered_heads"] = score.report.centered_heads;
   row["kernels"] = score.report.kernels;

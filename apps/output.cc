@@ -84,6 +84,7 @@ std::string FormatTable(const std::vector<Column>& columns, const Json& rows) {
   }
   std::vector<std::vector<std::string>> cells;
   std::vector<size_t> widths;
+  widths.reserve(shown.size());
   for (const Column& c : shown) widths.push_back(Width(c.title));
   for (const Json& row : rows) {
     std::vector<std::string> line;

@@ -7,7 +7,8 @@ build=build/fuzz
 [ -f $build/build.ninja ] || cmake --preset fuzz --log-level=WARNING >/dev/null
 targets=${*:-$(ls tests/fuzz/fuzz_*.cc | sed 's/.*fuzz_\(.*\)\.cc/\1/')}
 # shellcheck disable=SC2086
-cmake --build $build --target $(for t in $targets; do echo "fuzz_$t"; done) >/dev/null
+cmake --build $build --target $(for t in $targets; do echo "fuzz_$t"; done) >$build/build.log ||
+  { grep -v '^\[' $build/build.log | head -60; echo "the fuzzers do not build"; exit 1; }
 for t in $targets; do
   work=$build/corpus/$t
   mkdir -p "$work"

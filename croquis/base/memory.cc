@@ -39,7 +39,8 @@ Buffer::Buffer(size_t bytes) : size_(bytes) {
     map_ = nullptr;
     throw std::bad_alloc();
   }
-  data_ = reinterpret_cast<std::byte*>(RoundUp(reinterpret_cast<size_t>(map_), kHuge));
+  const size_t address = reinterpret_cast<size_t>(map_);
+  data_ = static_cast<std::byte*>(map_) + (RoundUp(address, kHuge) - address);
   madvise(data_, RoundUp(bytes, 4096), MADV_HUGEPAGE);
 }
 

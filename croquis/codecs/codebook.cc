@@ -168,7 +168,7 @@ Codebook MakeCodebook(int bits) {
     if (planes == 2) book.levels.level[1][size_t(i)] = int8_t(level - 128 * hi);
     book.value[size_t(i)] = book.levels.step * float(level);
   }
-  for (size_t i = 0; i + 1 < size_t(2 * n); ++i) book.threshold[i] = 0.5f * (book.value[i] + book.value[i + 1]);
+  for (size_t i = 0; i + 1 < 2 * size_t(n); ++i) book.threshold[i] = 0.5f * (book.value[i] + book.value[i + 1]);
   return book;
 }
 

@@ -18,12 +18,9 @@ simd::Precision ResolvePrecision(std::string_view word, int64_t bits) {
 
 ScalarPageCodec::ScalarPageCodec(const CodecRequest& request, ScalarPageSetup setup)
     : CodecBase(request), setup_(std::move(setup)) {
-  for (simd::Target t : simd::Reachable())
-    kernel_[size_t(t)] = std::string(simd::Pages(t).name) + ", " + PrecisionWord(setup_.precision);
+  NameKernels(
+      [this](simd::Target t) { return std::string(simd::Pages(t).name) + ", " + PrecisionWord(setup_.precision); });
 }
-
-std::string_view ScalarPageCodec::Kernel() const noexcept { return kernel_[size_t(simd::Active())]; }
-bool ScalarPageCodec::HasFastPath() const noexcept { return simd::Active() != simd::Target::kScalar; }
 
 void ScalarPageCodec::ToBasis(const float* x, float* y) const noexcept {
   if (setup_.rotation) return setup_.rotation->Apply(x, y);

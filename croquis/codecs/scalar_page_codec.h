@@ -6,9 +6,7 @@
 // Rows narrower than the layout are padded with zeros, rotated or not.
 #pragma once
 
-#include <array>
 #include <optional>
-#include <string>
 
 #include "croquis/codecs/codec_base.h"
 #include "croquis/simd/page_kernels.h"
@@ -39,8 +37,6 @@ class ScalarPageCodec : public CodecBase {
 
   size_t PageBytes() const noexcept final { return setup_.layout.Bytes(); }
   int64_t Granularity() const noexcept final { return simd::kPackTokens; }
-  std::string_view Kernel() const noexcept final;
-  bool HasFastPath() const noexcept final;
 
   void Encode(MatView<const float> x, int64_t first, std::byte* page) const noexcept final;
   void Decode(const std::byte* page, int64_t first, MatView<float> x) const noexcept final;
@@ -74,7 +70,6 @@ class ScalarPageCodec : public CodecBase {
   void ToBasis(const float* x, float* y) const noexcept;
 
   ScalarPageSetup setup_;
-  std::array<std::string, 8> kernel_;  // by target
 };
 
 }  // namespace croquis::codecs

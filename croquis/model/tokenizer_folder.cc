@@ -70,11 +70,7 @@ Status AddTokensOfConfig(const Json& config, std::vector<AddedToken>& out) {
     if (!digits || token.content.empty())
       return Corrupt(where + ": '" + key.substr(0, 80) + "' is no token with an id");
     token.id = std::stoi(key);
-    CROQUIS_TRY(token.special, BoolMember(item, "special", false, where));
-    CROQUIS_TRY(token.single_word, BoolMember(item, "single_word", false, where));
-    CROQUIS_TRY(token.lstrip, BoolMember(item, "lstrip", false, where));
-    CROQUIS_TRY(token.rstrip, BoolMember(item, "rstrip", false, where));
-    CROQUIS_TRY(token.normalized, BoolMember(item, "normalized", !token.special, where));
+    CROQUIS_CHECK_OK(ReadFlags(item, where, &token));
     out.push_back(std::move(token));
   }
   // By id, so that tokens without one get theirs after these.

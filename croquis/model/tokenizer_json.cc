@@ -90,11 +90,7 @@ Result<std::vector<AddedToken>> ReadAddedTokens(const Json* list) {
     token.id = id == nullptr ? -1 : TokenId(*id);
     if (token.id < 0) return Corrupt(where + ": a token without its id");
     CROQUIS_TRY(token.content, StringMember(item, "content", "", where));
-    CROQUIS_TRY(token.special, BoolMember(item, "special", false, where));
-    CROQUIS_TRY(token.single_word, BoolMember(item, "single_word", false, where));
-    CROQUIS_TRY(token.lstrip, BoolMember(item, "lstrip", false, where));
-    CROQUIS_TRY(token.rstrip, BoolMember(item, "rstrip", false, where));
-    CROQUIS_TRY(token.normalized, BoolMember(item, "normalized", !token.special, where));
+    CROQUIS_CHECK_OK(ReadFlags(item, where, &token));
     out.push_back(std::move(token));
   }
   return out;

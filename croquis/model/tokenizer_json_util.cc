@@ -52,6 +52,15 @@ Result<bool> BoolMember(const Json& value, const char* key, bool otherwise, cons
   return member->get<bool>();
 }
 
+Status ReadFlags(const Json& item, const std::string& where, AddedToken* token) {
+  CROQUIS_TRY(token->special, BoolMember(item, "special", false, where));
+  CROQUIS_TRY(token->single_word, BoolMember(item, "single_word", false, where));
+  CROQUIS_TRY(token->lstrip, BoolMember(item, "lstrip", false, where));
+  CROQUIS_TRY(token->rstrip, BoolMember(item, "rstrip", false, where));
+  CROQUIS_TRY(token->normalized, BoolMember(item, "normalized", !token->special, where));
+  return {};
+}
+
 Result<std::string> StringMember(const Json& value, const char* key, const std::string& otherwise,
                                  const std::string& where) {
   const Json* member = Member(value, key);

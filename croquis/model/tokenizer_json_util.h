@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "croquis/base/result.h"
+#include "croquis/model/tokenizer_base.h"
 
 namespace croquis::model {
 
@@ -22,6 +23,8 @@ const Json* Member(const Json& value, const char* key);
 Result<bool> BoolMember(const Json& value, const char* key, bool otherwise, const std::string& where);
 Result<std::string> StringMember(const Json& value, const char* key, const std::string& otherwise,
                                  const std::string& where);
+// The five flags of an added token, in either file's form; absent ones take their defaults. Errors: as BoolMember.
+Status ReadFlags(const Json& item, const std::string& where, AddedToken* token);
 // A token id: an integer in [0, 2^31); -1 for anything else.
 int32_t TokenId(const Json& value);
 // The "type" of a stage, "(none)" when it has none.

@@ -9,7 +9,7 @@
 namespace croquis::codecs {
 namespace {
 
-constexpr int64_t kGroup = 32, kGroups = kPageTokens / kGroup, kMaxDim = GenericCodec::kMaxDim;
+constexpr int64_t kGroup = 32, kGroups = kPageTokens / kGroup;
 
 constexpr int64_t Padded(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 constexpr int64_t CodesStart(int64_t head_dim) { return int64_t(RoundUp64(size_t(kGroups * head_dim * 4))); }

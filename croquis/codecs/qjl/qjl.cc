@@ -17,7 +17,7 @@ namespace croquis::codecs {
 namespace {
 
 constexpr int64_t kGroup = 32, kGroups = kPageTokens / kGroup;  // tokens that share their outlier channels
-constexpr int64_t kMaxOutliers = 32, kMaxDim = 256, kMaxM = 1024;
+constexpr int64_t kMaxOutliers = 32, kMaxM = 1024;
 static_assert(kMaxM <= simd::kMaxProjections);
 constexpr int kValueBits = 2;
 
