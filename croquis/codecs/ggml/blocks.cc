@@ -78,6 +78,7 @@ void EncodeAsymmetric(const float* x, int top_code, SmallBlock* b) {
   b->min = FloatToF16(lo);
   b->code.fill(0);
   if (!Usable(d, inverse) || !std::isfinite(Largest(x))) return;
+  // NOLINTNEXTLINE(bugprone-incorrect-roundings): as ggml rounds, and never negative
   for (int i = 0; i < kSmall; ++i) b->code[size_t(i)] = uint8_t(std::min(int((x[i] - lo) * inverse + 0.5f), top_code));
 }
 
