@@ -10,6 +10,7 @@ example: python tools/train/train.py tools/train/croquis-7m.json --train /data/t
              --tokenizer models/croquis-4m/tokenizer.model --out /data/run
 """
 import argparse
+import fcntl
 import json
 import os
 import pathlib
@@ -211,6 +212,12 @@ def main() -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
+    lock = open(args.out / 'lock', 'w')
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two runs would overwrite each other's checkpoints
+    except BlockingIOError:
+        print(f'{args.out}: another run is writing there; wait until it has stopped, or name another --out', file=sys.stderr)
+        return 2
     try:
         run = Run(json.loads(args.plan.read_text()), torch.device(args.device), not args.no_compile)
         if (args.out / 'checkpoint.pt').exists():
