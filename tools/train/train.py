@@ -216,7 +216,7 @@ def main() -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two runs would overwrite each other's checkpoints
     except BlockingIOError:
-        print(f'{args.out}: another run is writing there; wait until it has stopped, or name another --out', file=sys.stderr)
+        print(f'{args.out}: another run writes there; wait until it has stopped, or name another --out', file=sys.stderr)
         return 2
     try:
         run = Run(json.loads(args.plan.read_text()), torch.device(args.device), not args.no_compile)
