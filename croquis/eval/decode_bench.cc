@@ -74,6 +74,7 @@ Result<std::vector<DecodeRow>> BenchDecode(Executor& executor, model::Model& mod
     lanes.push_back(std::move(lane));
   }
   std::vector<kvcache::KvCache*> caches;
+  caches.reserve(lanes.size());
   for (const Lane& lane : lanes) caches.push_back(lane.cache.get());
   const auto step = [&](int64_t, int64_t) { return !progress || progress(++done, total); };
   CROQUIS_TRY(const auto times, TimeSteps(executor, model, caches, std::span(context).subspan(size_t(o.n)), step));

@@ -124,7 +124,8 @@ Result<NeedlePrompt> MakeNeedle(const model::Tokenizer& tokenizer, const std::st
     if (n <= room && n >= room - kSlack / 2) break;
     if (n > room && bytes == 0) break;
     bytes_per_token = double(text.size()) / double(n);
-    const double want = double(bytes) + double(room - kSlack / 4 - n) * bytes_per_token;
+    const int64_t missing = room - kSlack / 4 - n;
+    const double want = double(bytes) + double(missing) * bytes_per_token;
     bytes = size_t(std::max(0.0, want));
   }
   if (best.tokens.empty()) {

@@ -10,8 +10,6 @@
 
 namespace croquis::kvcache {
 
-using codecs::kPageTokens;
-
 HeadView ViewHead(const KvCache& cache, int64_t layer, int64_t head) {
   const KvCache::Impl& impl = cache.impl();
   const Plan& plan = *impl.plan;
