@@ -117,7 +117,8 @@ def batches(run: Run, recipe: Recipe):
 
     def make(step: int):
         phase = run.phase(position['tokens'])
-        ids, weights, kinds = recipe.batch(step, phase['rows'], phase['length'], phase['tasks'], phase['dense'])
+        ids, weights, kinds = recipe.batch(step, phase['rows'], phase['length'], phase['tasks'], phase['dense'],
+                                           phase.get('repeats', 0.0))
         position['tokens'] += phase['rows'] * phase['length']
         return ids, weights, kinds
 
@@ -216,7 +217,7 @@ def main() -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two runs would overwrite each other's checkpoints
     except BlockingIOError:
-        print(f'{args.out}: another run writes there; wait until it has stopped, or name another --out', file=sys.stderr)
+        print(f'{args.out}: another run writes there; wait for it, or name another --out', file=sys.stderr)
         return 2
     try:
         run = Run(json.loads(args.plan.read_text()), torch.device(args.device), not args.no_compile)
