@@ -176,6 +176,7 @@ Report KvCache::GetReport() const {
   if (plan.rope) r.tables = RopeTable::Bytes(plan.config.rope, plan.config.head_dim);
   for (size_t l = 0; l < impl_->layers.size(); ++l) {
     const LayerState& state = impl_->layers[l];
+    // NOLINTNEXTLINE(bugprone-sizeof-expression): a table of pointers
     r.tables += int64_t(state.units.capacity() * sizeof(Unit*) + state.centers.size() * sizeof(Center));
     for (const Unit* unit : state.units) {
       const int64_t keys = int64_t(plan.layers[l].unit_key_bytes);

@@ -152,6 +152,7 @@ Result<Report> Plan::Formula(int64_t length) const {
     if (total > 0x1p60) return NoMemory("cache: " + std::to_string(length) + " tokens do not fit any memory");
     r.key_pages += units * int64_t(layer.unit_key_bytes);
     r.value_pages += units * int64_t(layer.unit_bytes - layer.unit_key_bytes);
+    // NOLINTNEXTLINE(bugprone-sizeof-expression): a table of pointers
     r.tables += units * int64_t(sizeof(Unit)) + Units(l, config.capacity) * int64_t(sizeof(Unit*));
     if (rope) r.tables += config.kv_heads * int64_t(sizeof(Center));
   }

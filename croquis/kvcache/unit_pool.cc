@@ -16,12 +16,12 @@ constexpr size_t kSmallPage = 4096;
 void GiveBack(std::byte* data, size_t bytes) {
   const size_t begin = reinterpret_cast<size_t>(data), end = begin + bytes;
   const size_t from = (begin + kSmallPage - 1) / kSmallPage * kSmallPage, to = end / kSmallPage * kSmallPage;
-  if (from >= to || madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED) != 0) {
+  if (from >= to || madvise(data + (from - begin), to - from, MADV_DONTNEED) != 0) {
     std::memset(data, 0, bytes);
     return;
   }
   std::memset(data, 0, from - begin);
-  std::memset(reinterpret_cast<std::byte*>(to), 0, end - to);
+  std::memset(data + (to - begin), 0, end - to);
 }
 }  // namespace
 

@@ -209,6 +209,7 @@ std::optional<Out> NumberAt(const GgufValue& v, int64_t i) {
       return Exact<uint64_t, Out>(p);
     case GgufType::kI64:
       return Exact<int64_t, Out>(p);
+    // NOLINTNEXTLINE(bugprone-branch-clone): only where Out is no floating-point type
     case GgufType::kF32:
       if constexpr (std::is_same_v<Out, double>) return Exact<float, Out>(p);
       return std::nullopt;

@@ -73,6 +73,7 @@ class Packer {
     for (const Job& job : jobs_)
       for (int64_t r = 0; r < job.from->shape[0]; r += kBlockRows) blocks.push_back({&job, r});
     std::vector<Matrix<float>> rows;
+    rows.reserve(size_t(executor.threads()));
     for (int w = 0; w < executor.threads(); ++w) rows.emplace_back(kBlockRows, widest_);
     std::mutex mutex;
     executor.ParallelFor(int64_t(blocks.size()), [&](int64_t i, int worker) {

@@ -53,12 +53,12 @@ Result<Rotation> Rotation::Make(int64_t head_dim, int rounds, uint64_t seed) {
   const Stream signs{seed, Purpose("rotation.signs")};
   r.signs_.resize(size_t(rounds * r.padded_));
   for (size_t i = 0; i < r.signs_.size(); ++i) r.signs_[i] = unit * signs.Sign(i);
-  const int m = r.odd_;
-  r.hartley_.resize(size_t(m * m));
-  for (int i = 0; i < m; ++i)
-    for (int j = 0; j < m; ++j) {
-      const double a = 2 * std::numbers::pi * (i * j % m) / m;
-      r.hartley_[size_t(i * m + j)] = float((std::cos(a) + std::sin(a)) / std::sqrt(double(m)));
+  const auto m = size_t(r.odd_);
+  r.hartley_.resize(m * m);
+  for (size_t i = 0; i < m; ++i)
+    for (size_t j = 0; j < m; ++j) {
+      const double a = 2 * std::numbers::pi * double(i * j % m) / double(m);
+      r.hartley_[i * m + j] = float((std::cos(a) + std::sin(a)) / std::sqrt(double(m)));
     }
   return r;
 }
