@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <new>
 #include <numbers>
+#include <utility>
 #include <vector>
 
-#include "croquis/attention/partial.h"
 #include "croquis/attention/stream.h"
 #include "croquis/kvcache/layer_view.h"
 
@@ -32,15 +31,12 @@ struct Cut {
   int64_t block = 0, blocks = 0;                         // query tokens of a task; tasks along the chunk
   int64_t first_page = 0, pages = 0, run = 1, runs = 1;  // pages seen by anyone; pages a task; tasks along them
   int64_t heads = 1, head_sets = 1;                      // kv heads a task; tasks along the heads
-  int64_t pieces() const { return head_sets * blocks; }  // each the work of `runs` tasks
-  int64_t tasks() const { return pieces() * runs; }
+  int64_t pieces() const { return head_sets * blocks; }
   int64_t rows() const { return block * group; }
 };
 
-Cut MakeCut(const std::vector<kvcache::HeadView>& all, const AttendOptions& options, int64_t tokens, int64_t group,
-            int64_t head_dim) {
-  const kvcache::HeadView& head = all[0];
-  const int64_t kv_heads = int64_t(all.size());
+Cut MakeCut(const kvcache::HeadView& head, int64_t kv_heads, const AttendOptions& options, int64_t tokens,
+            int64_t group, int64_t head_dim) {
   Cut c{.tokens = tokens, .group = group, .kv_heads = kv_heads, .head_dim = head_dim};
   c.block = std::min(tokens, std::max<int64_t>(1, kRows / group));
   c.blocks = (tokens + c.block - 1) / c.block;
@@ -49,10 +45,7 @@ Cut MakeCut(const std::vector<kvcache::HeadView>& all, const AttendOptions& opti
     c.first_page = std::clamp<int64_t>((head.length - options.window + 1 - head.sinks) / kPage, 0, c.pages);
   const int64_t seen = c.pages - c.first_page;
   c.head_sets = kv_heads;
-  // Corrections of centred keys are made for many pages of a head at a time, and would push each other out of the
-  // cache.
-  const bool centered = std::any_of(all.begin(), all.end(), [](const auto& h) { return h.center != nullptr; });
-  if (c.rows() <= kFewRows && c.blocks == 1 && !centered) {
+  if (c.rows() <= kFewRows && c.blocks == 1) {
     // Tasks take all heads of their pages, as they lie in memory: f16 is 18 % faster than head by head, each with its
     // own strided pages. Contexts of few pages are cut along the heads as well.
     c.head_sets = std::clamp<int64_t>(kTasks / 4 * kRunPages / std::max<int64_t>(1, seen), 1, kv_heads);
@@ -66,57 +59,80 @@ Cut MakeCut(const std::vector<kvcache::HeadView>& all, const AttendOptions& opti
 }
 
 // One call: everything its tasks share.
+//
+// Queries are prepared for their pages once. A piece of work (kv heads x query rows) is one task, or, when its pages
+// are cut into runs, one task for each run and one for the rows that are not in pages; each leaves a state, and the
+// task that ends last joins them, so nobody waits.
 class Call {
  public:
   Call(const kvcache::KvCache& cache, const AttendOptions& options, MatView<const float> q, MatView<float> out)
       : options_(options), q_(q), out_(out) {
     const auto& config = cache.config();
     for (int64_t h = 0; h < config.kv_heads; ++h) heads_.push_back(kvcache::ViewHead(cache, options.layer, h));
-    cut_ = MakeCut(heads_, options, q.rows, q.cols / config.head_dim / config.kv_heads, config.head_dim);
-    size_t shared = 0;
+    cut_ = MakeCut(heads_[0], config.kv_heads, options, q.rows, q.cols / config.head_dim / config.kv_heads,
+                   config.head_dim);
+    const int64_t rows = cut_.rows(), dim = cut_.head_dim;
+    size_t prepared = 0, shared = 0, join = 0;
     for (const auto& head : heads_) {
-      stream_bytes_ = std::max(stream_bytes_, Stream::Bytes(head, cut_.rows(), cut_.head_dim));
-      shared = std::max(shared, Stream::SharedBytes(head, cut_.rows()));
-    }
-    stream_bytes_ += Round64(size_t(cut_.rows() * cut_.head_dim) * 4);
-    worker_bytes_ = Round64(size_t(cut_.rows()) * sizeof(Visible)) + Round64(size_t(cut_.heads) * sizeof(Stream)) +
-                    size_t(cut_.heads) * stream_bytes_ + shared;
-    for (const auto& head : heads_) {
+      prepared = std::max(prepared, HeadQuery::Bytes(head, rows, dim));
+      page_state_bytes_ = std::max(page_state_bytes_, StreamState::Bytes(rows, head.value->AccDim()));
+      stream_bytes_ = std::max(stream_bytes_, Stream::Bytes(head, rows, dim));
+      shared = std::max(shared, Stream::SharedBytes(head, rows));
+      join = std::max(join, JoinBytes(head, rows, dim, cut_.runs));
       chunk_at_.push_back(chunk_bytes_);
       chunk_bytes_ += Round64(size_t(2 * cut_.tokens * head.row_bytes));
     }
+    query_bytes_ = Round64(sizeof(HeadQuery)) + Round64(size_t(rows) * sizeof(Visible)) +
+                   Round64(size_t(rows * dim) * 4) + prepared;
+    dense_state_bytes_ = StreamState::Bytes(rows, dim);
+    join_bytes_ = join + Round64(size_t(rows * dim) * 4);
+    const size_t heads = size_t(cut_.heads);
+    shared_bytes_ = shared;
+    worker_bytes_ =
+        Round64(heads * sizeof(Stream)) + heads * (stream_bytes_ + page_state_bytes_) + std::max(shared, join_bytes_);
+    if (cut_.runs == 1) worker_bytes_ += heads * (query_bytes_ + page_state_bytes_ + dense_state_bytes_);
   }
 
-  size_t Bytes(int workers) const {
-    return chunk_bytes_ + size_t(workers) * worker_bytes_ + PartialBytes() + Round64(CounterCount() * sizeof(Counter));
-  }
+  size_t Bytes(int workers) const { return chunk_bytes_ + SharedBytes() + size_t(workers) * worker_bytes_; }
 
   void Run(Executor& executor, MatView<const float> k, MatView<const float> v, std::byte* memory) {
     chunk_ = memory;
-    partials_ = memory + chunk_bytes_;
-    counters_ = reinterpret_cast<Counter*>(partials_ + PartialBytes());
-    std::byte* const workers = partials_ + PartialBytes() + Round64(CounterCount() * sizeof(Counter));
-    for (size_t i = 0; i < CounterCount(); ++i) new (counters_ + i) Counter(int32_t(cut_.runs));
-    const auto round = [&](int64_t h, int) { RoundChunk(h, k, v); };
-    if (cut_.tokens < kFewTokens)
-      for (int64_t h = 0; h < cut_.kv_heads; ++h) round(h, 0);
+    queries_ = chunk_ + chunk_bytes_;
+    page_states_ = queries_ + QueriesBytes();
+    dense_states_ = page_states_ + PageStatesBytes();
+    std::byte* const workers = chunk_ + chunk_bytes_ + SharedBytes();
+    const auto ready = [&](int64_t h, int) {
+      RoundChunk(h, k, v);
+      for (int64_t b = 0; cut_.runs > 1 && b < cut_.blocks; ++b) Prepare(h, b, SharedQuery(h, b));
+    };
+    if (cut_.tokens < kFewTokens && cut_.runs == 1)
+      for (int64_t h = 0; h < cut_.kv_heads; ++h) ready(h, 0);
     else
-      executor.ParallelFor(cut_.kv_heads, round);
-    const auto work = [&](int64_t task, int worker) { Task(task, workers + size_t(worker) * worker_bytes_); };
+      executor.ParallelFor(cut_.kv_heads, ready);
     const int64_t keys = std::min(heads_[0].length, cut_.pages * kPage - cut_.first_page * kPage + 256) + cut_.tokens;
-    if (keys * cut_.tokens * cut_.group * cut_.kv_heads * cut_.head_dim < kLittleWork)
-      for (int64_t task = 0; task < cut_.tasks(); ++task) work(task, 0);
-    else
-      executor.ParallelFor(cut_.tasks(), work);
+    const bool little = keys * cut_.tokens * cut_.group * cut_.kv_heads * cut_.head_dim < kLittleWork;
+    const auto all = [&](int64_t tasks, const auto& task) {
+      const auto work = [&](int64_t t, int worker) { task(t, workers + size_t(worker) * worker_bytes_); };
+      if (!little) return executor.ParallelFor(tasks, work);
+      for (int64_t t = 0; t < tasks; ++t) work(t, 0);
+    };
+    if (cut_.runs == 1) return all(cut_.pieces(), [&](int64_t t, std::byte* own) { WholePiece(t, own); });
+    all(cut_.pieces() * (cut_.runs + cut_.heads), [&](int64_t t, std::byte* own) { PartOfPiece(t, own); });
+    all(cut_.pieces() * cut_.heads, [&](int64_t t, std::byte* own) {
+      const Piece p = SharedPiece(t / cut_.heads);
+      if (t % cut_.heads < p.heads) JoinHead(p, t % cut_.heads, own);
+    });
   }
 
  private:
-  using Counter = std::atomic<int32_t>;
+  // What the workers share when pieces are cut into runs.
+  size_t Pieces() const { return cut_.runs > 1 ? size_t(cut_.pieces()) : 0; }
+  size_t QueriesBytes() const { return cut_.runs > 1 ? size_t(cut_.kv_heads * cut_.blocks) * query_bytes_ : 0; }
+  size_t PageStatesBytes() const { return Pieces() * size_t(cut_.runs * cut_.heads) * page_state_bytes_; }
+  size_t DenseStatesBytes() const { return Pieces() * size_t(cut_.heads) * dense_state_bytes_; }
+  size_t SharedBytes() const { return QueriesBytes() + PageStatesBytes() + DenseStatesBytes(); }
 
-  size_t CounterCount() const { return cut_.runs > 1 ? size_t(cut_.pieces()) : 0; }
-  // A stored partial: sums [rows, head_dim], then maximum and mass by row.
-  size_t PartialFloats() const { return Round64(size_t(cut_.rows() * (cut_.head_dim + 2)) * 4) / 4; }
-  size_t PartialBytes() const { return cut_.runs > 1 ? size_t(cut_.tasks() * cut_.heads) * PartialFloats() * 4 : 0; }
+  std::byte* SharedQuery(int64_t h, int64_t block) { return queries_ + size_t(h * cut_.blocks + block) * query_bytes_; }
 
   // The chunk's own keys and values, as the ring will hold them.
   void RoundChunk(int64_t h, MatView<const float> k, MatView<const float> v) {
@@ -127,62 +143,110 @@ class Call {
         kvcache::RoundRow(head.type, x->Row(t) + h * cut_.head_dim, cut_.head_dim, to);
   }
 
-  // Query rows of one kv head in the chunk's tokens first .. first + tokens, scaled; base 2 inside.
-  void GatherQueries(int64_t h, int64_t first, int64_t tokens, MatView<float> q) const {
+  // Query rows of one kv head in one block of the chunk's tokens, scaled (base 2 inside) and prepared, at `memory`.
+  void Prepare(int64_t h, int64_t block, std::byte* memory) const {
+    const int64_t first = block * cut_.block, tokens = std::min(cut_.block, cut_.tokens - first);
+    const int64_t rows = tokens * cut_.group, length = heads_[0].length;
+    std::byte* at = memory + Round64(sizeof(HeadQuery));
+    const std::span<Visible> visible(reinterpret_cast<Visible*>(at), size_t(rows));
+    at += Round64(size_t(rows) * sizeof(Visible));
+    const MatView<float> q(reinterpret_cast<float*>(at), rows, cut_.head_dim);
+    at += Round64(size_t(rows * cut_.head_dim) * 4);
     const float scale = options_.scale * std::numbers::log2e_v<float>;
-    for (int64_t t = 0; t < tokens; ++t)
-      for (int64_t g = 0; g < cut_.group; ++g) {
-        const float* from = q_.Row(first + t) + (h * cut_.group + g) * cut_.head_dim;
-        for (int64_t i = 0; i < cut_.head_dim; ++i) q(t * cut_.group + g, i) = from[i] * scale;
-      }
-  }
-
-  void Task(int64_t task, std::byte* memory) {
-    const int64_t run = task % cut_.runs, piece = task / cut_.runs;
-    const int64_t first_head = piece / cut_.blocks * cut_.heads, first = piece % cut_.blocks * cut_.block;
-    const int64_t heads = std::min(cut_.heads, cut_.kv_heads - first_head);
-    const int64_t tokens = std::min(cut_.block, cut_.tokens - first), rows = tokens * cut_.group;
-
-    const auto take = [&memory](size_t bytes) {
-      std::byte* at = memory;
-      memory += Round64(bytes);
-      return at;
-    };
-    const std::span<Visible> visible(reinterpret_cast<Visible*>(take(size_t(cut_.rows()) * sizeof(Visible))),
-                                     size_t(rows));
-    const int64_t length = heads_[0].length;
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t position = length + first + r / cut_.group;
+      const int64_t token = first + r / cut_.group, position = length + token;
       visible[size_t(r)] = {options_.window > 0 ? std::max<int64_t>(0, position - options_.window + 1) : 0,
                             options_.causal ? position + 1 : length + cut_.tokens};
+      const float* from = q_.Row(token) + (h * cut_.group + r % cut_.group) * cut_.head_dim;
+      for (int64_t i = 0; i < cut_.head_dim; ++i) q(r, i) = from[i] * scale;
     }
-    auto* const all = reinterpret_cast<Stream*>(take(size_t(cut_.heads) * sizeof(Stream)));
-    std::byte* const own = take(size_t(cut_.heads) * stream_bytes_);
-    for (int64_t i = 0; i < heads; ++i) {
-      std::byte* at = own + size_t(i) * stream_bytes_;
-      const MatView<float> q(reinterpret_cast<float*>(at), rows, cut_.head_dim);
-      GatherQueries(first_head + i, first, tokens, q);
-      new (all + i) Stream(heads_[size_t(first_head + i)], q, visible,
-                           at + Round64(size_t(cut_.rows() * cut_.head_dim) * 4), memory);
-    }
-    const std::span<Stream> streams(all, size_t(heads));
+    new (memory) HeadQuery(heads_[size_t(h)], q, visible, at);
+  }
 
-    const int64_t begin = cut_.first_page + run * cut_.run;
-    Stream::Pages(streams, begin, std::min(cut_.pages, begin + cut_.run));
-    for (int64_t i = 0; i < heads; ++i) {
-      Stream& stream = streams[size_t(i)];
-      if (run + 1 == cut_.runs) stream.Dense(DenseSegments(first_head + i));
-      if (cut_.runs > 1) {
-        Store(task * cut_.heads + i, stream, rows);
-        continue;
-      }
-      for (int64_t r = 0; r < rows; ++r)
-        Finalize({stream.max(r), stream.mass(r), {stream.sums().Row(r), size_t(cut_.head_dim)}},
-                 OutRow(first_head + i, first, r));
+  // The kv heads and query rows of one piece, and where its queries and states lie. The state of run r and head number
+  // i is at pages + (r * cut_.heads + i) * page_state_bytes_.
+  struct Piece {
+    int64_t first_head, heads, first, rows;
+    std::byte *queries, *pages, *dense;
+    size_t query_stride;
+    const HeadQuery& Query(int64_t i) const {
+      return *reinterpret_cast<const HeadQuery*>(queries + size_t(i) * query_stride);
     }
-    // The last run to finish puts the piece together, in order of runs, so nobody waits.
-    if (cut_.runs > 1 && counters_[piece].fetch_sub(1, std::memory_order_acq_rel) == 1)
-      for (int64_t i = 0; i < heads; ++i) Join(piece, i, first_head + i, first, rows);
+  };
+
+  Piece PieceAt(int64_t number) const {
+    Piece p;
+    p.first_head = number / cut_.blocks * cut_.heads;
+    p.heads = std::min(cut_.heads, cut_.kv_heads - p.first_head);
+    p.first = number % cut_.blocks * cut_.block;
+    p.rows = std::min(cut_.block, cut_.tokens - p.first) * cut_.group;
+    return p;
+  }
+
+  Piece SharedPiece(int64_t number) {
+    Piece p = PieceAt(number);
+    p.queries = SharedQuery(p.first_head, p.first / cut_.block);
+    p.query_stride = size_t(cut_.blocks) * query_bytes_;
+    p.pages = page_states_ + size_t(number * cut_.runs * cut_.heads) * page_state_bytes_;
+    p.dense = dense_states_ + size_t(number * cut_.heads) * dense_state_bytes_;
+    return p;
+  }
+
+  void WholePiece(int64_t number, std::byte* memory) {
+    Piece p = PieceAt(number);
+    const auto take = [&memory](size_t bytes) { return std::exchange(memory, memory + bytes); };
+    p.queries = take(size_t(cut_.heads) * query_bytes_);
+    p.query_stride = query_bytes_;
+    for (int64_t i = 0; i < p.heads; ++i)
+      Prepare(p.first_head + i, p.first / cut_.block, p.queries + size_t(i) * query_bytes_);
+    p.pages = take(size_t(cut_.heads) * page_state_bytes_);
+    p.dense = take(size_t(cut_.heads) * dense_state_bytes_);
+    for (int64_t i = 0; i < p.heads; ++i) DenseTask(p, i, memory);
+    PagesTask(p, 0, memory);
+    for (int64_t i = 0; i < p.heads; ++i) JoinHead(p, i, memory);
+  }
+
+  // Runs of all pieces first, then heads of all pieces.
+  void PartOfPiece(int64_t task, std::byte* memory) {
+    const int64_t runs = cut_.pieces() * cut_.runs;
+    if (task < runs) return PagesTask(SharedPiece(task / cut_.runs), task % cut_.runs, memory);
+    const Piece p = SharedPiece((task - runs) / cut_.heads);
+    const int64_t i = (task - runs) % cut_.heads;
+    if (i < p.heads) DenseTask(p, i, memory);
+  }
+
+  void DenseTask(const Piece& p, int64_t i, std::byte* memory) {
+    const auto state = StreamState::At(p.dense + size_t(i) * dense_state_bytes_, p.rows, cut_.head_dim);
+    Stream(p.Query(i), state, memory, memory + stream_bytes_).Dense(DenseSegments(p.first_head + i));
+  }
+
+  void PagesTask(const Piece& p, int64_t run, std::byte* memory) {
+    auto* const all = reinterpret_cast<Stream*>(memory);
+    memory += Round64(size_t(cut_.heads) * sizeof(Stream));
+    std::byte* const shared = memory + size_t(cut_.heads) * stream_bytes_;
+    std::byte* const states = shared + shared_bytes_;
+    for (int64_t i = 0; i < p.heads; ++i) {
+      const auto state = StreamState::At(states + size_t(i) * page_state_bytes_, p.rows,
+                                         heads_[size_t(p.first_head + i)].value->AccDim());
+      new (all + i) Stream(p.Query(i), state, memory + size_t(i) * stream_bytes_, shared);
+    }
+    const int64_t begin = cut_.first_page + run * cut_.run;
+    Stream::Pages({all, size_t(p.heads)}, begin, std::min(cut_.pages, begin + cut_.run));
+    // The worker's own memory is in its caches; what other workers will read, or have read, is not.
+    std::memcpy(p.pages + size_t(run * cut_.heads) * page_state_bytes_, states, size_t(p.heads) * page_state_bytes_);
+  }
+
+  void JoinHead(const Piece& p, int64_t i, std::byte* memory) {
+    const MatView<float> rows(reinterpret_cast<float*>(memory), p.rows, cut_.head_dim);
+    memory += Round64(size_t(p.rows * cut_.head_dim) * 4);
+    Join(heads_[size_t(p.first_head + i)],
+         {p.pages + size_t(i) * page_state_bytes_, size_t(cut_.heads) * page_state_bytes_,
+          cut_.pages > cut_.first_page ? cut_.runs : 0, p.dense + size_t(i) * dense_state_bytes_},
+         rows, memory);
+    for (int64_t r = 0; r < p.rows; ++r) {
+      const int64_t token = p.first + r / cut_.group, head = (p.first_head + i) * cut_.group + r % cut_.group;
+      std::copy_n(rows.Row(r), cut_.head_dim, out_.Row(token) + head * cut_.head_dim);
+    }
   }
 
   // Sinks, the ring in its two parts, the chunk.
@@ -199,45 +263,16 @@ class Call {
             DenseRows{chunk, chunk + cut_.tokens * head.row_bytes, head.length, cut_.tokens}};
   }
 
-  std::span<float> OutRow(int64_t h, int64_t first, int64_t row) {
-    const int64_t token = first + row / cut_.group, head = h * cut_.group + row % cut_.group;
-    return {out_.Row(token) + head * cut_.head_dim, size_t(cut_.head_dim)};
-  }
-
-  float* PartialAt(int64_t slot) { return reinterpret_cast<float*>(partials_) + size_t(slot) * PartialFloats(); }
-
-  void Store(int64_t slot, Stream& stream, int64_t rows) {
-    float* sums = PartialAt(slot);
-    float* state = sums + cut_.rows() * cut_.head_dim;
-    std::memcpy(sums, stream.sums().data, size_t(rows * cut_.head_dim) * 4);
-    for (int64_t r = 0; r < rows; ++r) state[2 * r] = stream.max(r), state[2 * r + 1] = stream.mass(r);
-  }
-
-  Partial Load(int64_t slot, int64_t r) {
-    float* sums = PartialAt(slot);
-    const float* state = sums + cut_.rows() * cut_.head_dim;
-    return {state[2 * r], state[2 * r + 1], {sums + r * cut_.head_dim, size_t(cut_.head_dim)}};
-  }
-
-  // i: number of kv head h in its piece.
-  void Join(int64_t piece, int64_t i, int64_t h, int64_t first, int64_t rows) {
-    const auto slot = [&](int64_t run) { return (piece * cut_.runs + run) * cut_.heads + i; };
-    for (int64_t r = 0; r < rows; ++r) {
-      Partial sum = Load(slot(0), r);
-      for (int64_t run = 1; run < cut_.runs; ++run) Merge(Load(slot(run), r), sum);
-      Finalize(sum, OutRow(h, first, r));
-    }
-  }
-
   const AttendOptions& options_;
   const MatView<const float> q_;
   const MatView<float> out_;
   std::vector<kvcache::HeadView> heads_;
   Cut cut_;
-  size_t stream_bytes_ = 0, worker_bytes_ = 0, chunk_bytes_ = 0;
+  size_t query_bytes_ = 0, page_state_bytes_ = 0, dense_state_bytes_ = 0, stream_bytes_ = 0, join_bytes_ = 0,
+         shared_bytes_ = 0;
+  size_t worker_bytes_ = 0, chunk_bytes_ = 0;
   std::vector<size_t> chunk_at_;
-  std::byte *chunk_ = nullptr, *partials_ = nullptr;
-  Counter* counters_ = nullptr;
+  std::byte *chunk_ = nullptr, *queries_ = nullptr, *page_states_ = nullptr, *dense_states_ = nullptr;
 };
 
 Status CheckShapes(const kvcache::KvCache& cache, const AttendOptions& options, MatView<const float> q,

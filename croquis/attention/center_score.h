@@ -15,13 +15,27 @@
 
 namespace croquis::attention {
 
+// What the corrections of one head's query rows are made of; the same for all pages.
+struct CenterQuery {
+  // Bytes of memory for `rows` rows (a multiple of 64).
+  static size_t Bytes(int64_t rows, int64_t head_dim);
+  // q [rows, head_dim], already scaled; `head.center` must be set.
+  CenterQuery(const kvcache::HeadView& head, MatView<const float> q, std::byte* memory);
+
+  int64_t rows;
+  int64_t turning;  // pairs that rotate; all others sum to one constant a row
+  float* z;         // [rows][2 * turning]: real, then imaginary parts
+  float* still;     // [rows]: the constants
+  float* table;     // [2 * turning][128]
+};
+
 class CenterScore {
  public:
   // Bytes of working memory for up to `rows` query rows (multiple of 64).
   static size_t Bytes(int64_t rows, int64_t head_dim);
 
-  // Begins with q [rows, head_dim], already scaled, at `first_page`; `head.center` must be set.
-  CenterScore(const kvcache::HeadView& head, MatView<const float> q, int64_t first_page, int64_t last_page,
+  // For pages first_page .. last_page. `query` must outlive it.
+  CenterScore(const kvcache::HeadView& head, const CenterQuery& query, int64_t first_page, int64_t last_page,
               std::byte* memory);
   // logits [rows * 128] += the correction of page j; pages must be asked for in ascending order, from the first on.
   void Add(int64_t page, float* logits);
@@ -31,13 +45,10 @@ class CenterScore {
   static int64_t Batch(int64_t rows);
   void Fill();
 
-  const int64_t rows_, last_page_;
-  int64_t turning_ = 0;          // pairs that rotate; all others sum to one constant a row
-  int64_t columns_ = 0;          // of a coefficient row: 2 * turning, and 1 for the constant
+  const CenterQuery& query_;
+  const int64_t last_page_;
   int64_t begin_, end_;          // pages in the batch
-  float* z_;                     // [rows][columns]: real, imaginary by turning pair, then the constant
-  float* table_;                 // [columns][128]
-  float* coefficients_;          // [batch * rows][columns]
+  float* coefficients_;          // [batch * rows][2 * turning]
   float* sums_;                  // [batch * rows][128]
   std::complex<double>* phase_;  // e^{i w P} at page end_
   std::complex<double>* step_;   // e^{i 128 w}

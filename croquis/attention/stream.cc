@@ -4,9 +4,11 @@
 #include <cmath>
 #include <cstring>
 #include <numbers>
+#include <utility>
 
 #include "croquis/attention/partial.h"
 #include "croquis/simd/dense_kernels.h"
+#include "croquis/simd/page_kernels.h"
 
 namespace croquis::attention {
 namespace {
@@ -16,110 +18,157 @@ constexpr int64_t kPage = codecs::kPageTokens;
 // of the mass, far below half a unit in the last place of a float (6e-8): leaving it out changes nothing.
 constexpr float kNegligible = float(30 * std::numbers::log2e);
 
+constexpr int64_t kSoftmaxRows = 16;  // go through a kernel at once
+
 constexpr size_t Round64(size_t n) { return (n + 63) / 64 * 64; }
 
 size_t ScratchBytes(const kvcache::HeadView& head, int64_t rows) {
   return Round64(std::max(head.key->ScratchBytes(rows), head.value->ScratchBytes(rows)));
 }
 
+// Hands out pieces of a block of memory, 64-byte aligned.
+class Pieces {
+ public:
+  explicit Pieces(std::byte* memory) : at_(memory) {}
+  template <class T>
+  T* Take(size_t count) {
+    return reinterpret_cast<T*>(std::exchange(at_, at_ + Round64(count * sizeof(T))));
+  }
+
+ private:
+  std::byte* at_;
+};
+
 }  // namespace
 
+size_t HeadQuery::Bytes(const kvcache::HeadView& head, int64_t rows, int64_t head_dim) {
+  return Round64(head.key->QueryBytes(rows)) + (head.center ? CenterQuery::Bytes(rows, head_dim) : 0);
+}
+
+HeadQuery::HeadQuery(const kvcache::HeadView& head, MatView<const float> q, std::span<const Visible> visible,
+                     std::byte* memory)
+    : head_(head),
+      q_(q),
+      visible_(visible),
+      first_visible_(visible[0].first),
+      last_visible_(visible[0].last),
+      prepared_(memory) {
+  for (const Visible& v : visible)
+    first_visible_ = std::min(first_visible_, v.first), last_visible_ = std::max(last_visible_, v.last);
+  if (head.Pages() == 0) return;
+  head.key->Prepare(q, 1.f, prepared_);
+  if (head.center != nullptr) center_.emplace(head, q, memory + Round64(head.key->QueryBytes(q.rows)));
+}
+
+size_t StreamState::Bytes(int64_t rows, int64_t width) {
+  return Round64(size_t(rows * width) * 4) + 2 * Round64(size_t(rows) * 4);
+}
+
+StreamState StreamState::At(std::byte* memory, int64_t rows, int64_t width) {
+  Pieces pieces(memory);
+  StreamState s;
+  s.sums = {pieces.Take<float>(size_t(rows * width)), rows, width};
+  s.max = pieces.Take<float>(size_t(rows));
+  s.mass = pieces.Take<float>(size_t(rows));
+  return s;
+}
+
 size_t Stream::Bytes(const kvcache::HeadView& head, int64_t rows, int64_t head_dim) {
-  const size_t n = size_t(rows);
-  return Round64(n * size_t(head.value->AccDim()) * 4) + Round64(n * size_t(head_dim) * 4) + 3 * Round64(n * 4) +
-         Round64(head.key->QueryBytes(rows)) + (head.center ? CenterScore::Bytes(rows, head_dim) : 0);
+  return Round64(size_t(rows) * 4) + Round64(size_t(rows) * sizeof(Slots)) +
+         (head.center ? CenterScore::Bytes(rows, head_dim) : 0);
 }
 
 size_t Stream::SharedBytes(const kvcache::HeadView& head, int64_t rows) {
   return size_t(rows) * kDenseTile * 4 + ScratchBytes(head, rows);
 }
 
-Stream::Stream(const kvcache::HeadView& head, MatView<const float> q, std::span<const Visible> visible,
-               std::byte* memory, std::byte* shared)
-    : head_(head), q_(q), visible_(visible) {
-  const auto take = [&memory](size_t bytes) {
-    std::byte* at = memory;
-    memory += Round64(bytes);
-    return at;
-  };
-  const size_t n = size_t(q.rows);
-  const int64_t acc_dim = head.value->AccDim();
-  acc_ = {reinterpret_cast<float*>(take(n * size_t(acc_dim) * 4)), q.rows, acc_dim};
-  out_ = {reinterpret_cast<float*>(take(n * size_t(q.cols) * 4)), q.rows, q.cols};
-  m_ = reinterpret_cast<float*>(take(n * 4));
-  l_ = reinterpret_cast<float*>(take(n * 4));
-  p_scale_ = reinterpret_cast<float*>(take(n * 4));
-  query_ = take(head.key->QueryBytes(q.rows));
-  center_memory_ = memory;
-  logits_ = reinterpret_cast<float*>(shared);
-  scratch_ = shared + n * kDenseTile * 4;
-  std::memset(out_.data, 0, n * size_t(q.cols) * 4);
-  std::fill_n(m_, n, simd::kMasked);
-  std::fill_n(l_, n, 0.f);
-  first_visible_ = visible[0].first, last_visible_ = visible[0].last;
-  for (const Visible& v : visible)
-    first_visible_ = std::min(first_visible_, v.first), last_visible_ = std::max(last_visible_, v.last);
+Stream::Stream(const HeadQuery& query, StreamState state, std::byte* memory, std::byte* shared)
+    : query_(query), state_(state) {
+  const size_t rows = size_t(query.q_.rows);
+  Pieces own(memory), all(shared);
+  p_scale_ = own.Take<float>(rows);
+  slots_ = own.Take<Slots>(rows);
+  center_memory_ = own.Take<std::byte>(0);
+  logits_ = all.Take<float>(rows * kDenseTile);
+  scratch_ = all.Take<std::byte>(0);
+  std::memset(state.sums.data, 0, size_t(state.sums.rows * state.sums.cols) * 4);
+  std::fill_n(state.max, rows, simd::kMasked);
+  std::fill_n(state.mass, rows, 0.f);
 }
 
-float Stream::max(int64_t row) const { return l_[row] == 0 ? kEmptyMax : m_[row] * std::numbers::ln2_v<float>; }
+bool Stream::Softmax(int64_t width, int64_t stride) {
+  const int64_t rows = query_.q_.rows;
+  const auto& kernels = simd::Dense();
+  float top[kSoftmaxRows], sum[kSoftmaxRows];
+  bool any = false;
+  for (int64_t r = 0; r < rows;) {
+    // Rows that see the same slots go together.
+    int64_t n = 1;
+    while (n < kSoftmaxRows && r + n < rows && slots_[r + n] == slots_[r]) ++n;
+    const auto [lo, hi] = slots_[r];
+    float* x = logits_ + r * stride;
+    kernels.softmax_tiles(x + lo, stride, n, hi - lo, top, sum);
+    for (int64_t i = 0; i < n; ++i, ++r, x += stride) {
+      std::fill(x, x + lo, 0.f);
+      std::fill(x + hi, x + width, 0.f);
+      any |= TakeIn(r, top[i], sum[i]);
+    }
+  }
+  return any;
+}
 
-bool Stream::Softmax(int64_t row, int64_t lo, int64_t hi, int64_t width, float* x, float* acc, int64_t acc_cols) {
-  float top = simd::kMasked;
-  const float sum = simd::Dense().softmax_tile(x + lo, hi - lo, x + lo, &top);
-  std::fill(x, x + lo, 0.f);
-  std::fill(x + hi, x + width, 0.f);
+bool Stream::TakeIn(int64_t row, float top, float sum) {
+  float &max = state_.max[row], &mass = state_.mass[row];
   p_scale_[row] = 0;
   if (sum == 0) return false;
-  if (top > m_[row]) {
-    if (l_[row] > 0) {
-      const float down = std::exp2(m_[row] - top);
-      simd::Dense().scale(acc, acc_cols, down);
-      l_[row] *= down;
+  if (top > max) {
+    if (mass > 0) {
+      const float down = std::exp2(max - top);
+      simd::Dense().scale(state_.sums.Row(row), state_.sums.cols, down);
+      mass *= down;
     }
-    m_[row] = top;
+    max = top;
     p_scale_[row] = 1;
-    l_[row] += sum;
+    mass += sum;
     return true;
   }
-  if (top < m_[row] - kNegligible) return false;
-  p_scale_[row] = std::exp2(top - m_[row]);
-  l_[row] += sum * p_scale_[row];
+  if (top < max - kNegligible) return false;
+  p_scale_[row] = std::exp2(top - max);
+  mass += sum * p_scale_[row];
   return true;
 }
 
 void Stream::Pages(std::span<Stream> streams, int64_t begin, int64_t end) {
+  const HeadQuery& one = streams[0].query_;
   // Pages that no row sees; all streams see the same.
-  begin = std::max(begin, std::max<int64_t>(0, streams[0].first_visible_ - streams[0].head_.sinks) / kPage);
+  begin = std::max(begin, std::max<int64_t>(0, one.first_visible_ - one.head_.sinks) / kPage);
   if (begin >= end) return;
-  for (Stream& s : streams) s.BeginPages(begin, end);
+  const simd::PageScope scope;
+  for (Stream& s : streams)
+    if (s.query_.center_) s.center_.emplace(s.query_.head_, *s.query_.center_, begin, end, s.center_memory_);
   for (int64_t j = begin; j < end; ++j)
     for (size_t i = 0; i < streams.size(); ++i) {
       const bool last = i + 1 == streams.size();
-      const kvcache::HeadView& next = streams[last ? 0 : i + 1].head_;
+      const kvcache::HeadView& next = streams[last ? 0 : i + 1].query_.head_;
       const std::byte* page = last && j + 1 == end ? nullptr : next.KeyPage(last ? j + 1 : j);
       streams[i].Page(j, page, page == nullptr ? 0 : next.key->PageBytes());
     }
-  for (Stream& s : streams) s.head_.value->Finish(s.acc_, s.out_);
-}
-
-void Stream::BeginPages(int64_t begin, int64_t end) {
-  head_.key->Prepare(q_, 1.f, query_);
-  if (head_.center != nullptr) center_.emplace(head_, q_, begin, end, center_memory_);
-  std::memset(acc_.data, 0, size_t(q_.rows * acc_.cols) * 4);
 }
 
 void Stream::Page(int64_t j, const std::byte* next, size_t next_bytes) {
-  const int64_t rows = q_.rows;
-  head_.key->Score(head_.KeyPage(j), query_, rows, head_.ValuePage(j), head_.value->PageBytes(), logits_, scratch_);
+  const kvcache::HeadView& head = query_.head_;
+  const int64_t rows = query_.q_.rows;
+  const std::byte* values = head.ValuePage(j);
+  head.key->Score(head.KeyPage(j), query_.prepared_, rows, values, head.value->PageBytes(), logits_, scratch_);
   if (center_) center_->Add(j, logits_);
-  const int64_t start = head_.sinks + j * kPage, tokens = std::min(kPage, head_.encoded - j * kPage);
-  bool any = false;
+  const int64_t start = head.sinks + j * kPage, tokens = std::min(kPage, head.encoded - j * kPage);
   for (int64_t r = 0; r < rows; ++r) {
-    const int64_t lo = std::clamp<int64_t>(visible_[size_t(r)].first - start, 0, tokens);
-    const int64_t hi = std::clamp<int64_t>(visible_[size_t(r)].last - start, lo, tokens);
-    any |= Softmax(r, lo, hi, kPage, logits_ + r * kPage, acc_.Row(r), acc_.cols);
+    const Visible& v = query_.visible_[size_t(r)];
+    const int64_t lo = std::clamp<int64_t>(v.first - start, 0, tokens);
+    slots_[r] = {lo, std::clamp<int64_t>(v.last - start, lo, tokens)};
   }
-  if (any) head_.value->Accumulate(head_.ValuePage(j), logits_, p_scale_, rows, next, next_bytes, acc_, scratch_);
+  if (Softmax(kPage, kPage))
+    head.value->Accumulate(values, logits_, p_scale_, rows, next, next_bytes, state_.sums, scratch_);
 }
 
 void Stream::Dense(std::span<const DenseRows> segments) {
@@ -128,9 +177,10 @@ void Stream::Dense(std::span<const DenseRows> segments) {
   size_t held = 0;
   int64_t tokens = 0;
   for (const DenseRows& s : segments) {
-    const int64_t from = std::max(s.position, first_visible_), to = std::min(s.position + s.tokens, last_visible_);
+    const int64_t from = std::max(s.position, query_.first_visible_),
+                  to = std::min(s.position + s.tokens, query_.last_visible_);
     for (int64_t p = from; p < to;) {
-      const int64_t n = std::min(to - p, kDenseTile - tokens), skip = (p - s.position) * head_.row_bytes;
+      const int64_t n = std::min(to - p, kDenseTile - tokens), skip = (p - s.position) * query_.head_.row_bytes;
       tile[held++] = {s.k + skip, s.v + skip, p, n};
       tokens += n, p += n;
       if (tokens == kDenseTile || held == std::size(tile)) {
@@ -143,10 +193,12 @@ void Stream::Dense(std::span<const DenseRows> segments) {
 }
 
 void Stream::DenseTile(std::span<const DenseRows> segments, int64_t tokens) {
+  const kvcache::HeadView& head = query_.head_;
+  const MatView<const float> q = query_.q_;
   const auto& kernels = simd::Dense();
   int64_t at = 0;
   for (const DenseRows& s : segments) {
-    kernels.score_rows(head_.type, q_, s.k, head_.row_bytes, s.tokens, logits_ + at, kDenseTile);
+    kernels.score_rows(head.type, q, s.k, head.row_bytes, s.tokens, logits_ + at, kDenseTile);
     at += s.tokens;
   }
   // Slots of the tile below a position: segments ascend, so what a row sees is one range of slots.
@@ -155,17 +207,60 @@ void Stream::DenseTile(std::span<const DenseRows> segments, int64_t tokens) {
     for (const DenseRows& s : segments) n += std::clamp<int64_t>(position - s.position, 0, s.tokens);
     return n;
   };
-  bool any = false;
-  for (int64_t r = 0; r < q_.rows; ++r) {
-    const int64_t lo = below(visible_[size_t(r)].first), hi = std::max(lo, below(visible_[size_t(r)].last));
-    any |= Softmax(r, lo, hi, tokens, logits_ + r * kDenseTile, out_.Row(r), out_.cols);
+  for (int64_t r = 0; r < q.rows; ++r) {
+    const Visible& v = query_.visible_[size_t(r)];
+    const int64_t lo = below(v.first);
+    slots_[r] = {lo, std::max(lo, below(v.last))};
   }
-  if (!any) return;
+  if (!Softmax(tokens, kDenseTile)) return;
   at = 0;
   for (const DenseRows& s : segments) {
-    kernels.accumulate_rows(head_.type, logits_ + at, kDenseTile, p_scale_, q_.rows, s.v, head_.row_bytes, s.tokens,
-                            out_);
+    kernels.accumulate_rows(head.type, logits_ + at, kDenseTile, p_scale_, q.rows, s.v, head.row_bytes, s.tokens,
+                            state_.sums);
     at += s.tokens;
+  }
+}
+
+size_t JoinBytes(const kvcache::HeadView& head, int64_t rows, int64_t head_dim, int64_t runs) {
+  return StreamState::Bytes(rows, head.value->AccDim()) + Round64(size_t(rows * head_dim) * 4) +
+         Round64(size_t(runs) * 4);
+}
+
+void Join(const kvcache::HeadView& head, const JoinedStates& states, MatView<float> out, std::byte* memory) {
+  const int64_t rows = out.rows, width = head.value->AccDim();
+  Pieces pieces(memory);
+  StreamState pages = StreamState::At(pieces.Take<std::byte>(StreamState::Bytes(rows, width)), rows, width);
+  const MatView<float> sums(pieces.Take<float>(size_t(rows * out.cols)), rows, out.cols);
+  float* weights = pieces.Take<float>(size_t(states.runs));
+  const auto run = [&](int64_t i) {
+    return StreamState::At(const_cast<std::byte*>(states.pages) + size_t(i) * states.stride, rows, width);
+  };
+  std::memset(pages.sums.data, 0, size_t(rows * width) * 4);
+  for (int64_t r = 0; r < rows; ++r) {
+    float max = simd::kMasked, mass = 0;
+    for (int64_t i = 0; i < states.runs; ++i) max = std::max(max, run(i).max[r]);
+    for (int64_t i = 0; i < states.runs; ++i) {
+      weights[i] = run(i).mass[r] > 0 ? std::exp2(run(i).max[r] - max) : 0.f;
+      mass += weights[i] * run(i).mass[r];
+    }
+    pages.max[r] = max, pages.mass[r] = mass;
+    // The states' sums are rows of 32-bit numbers, `stride` bytes apart: a weighted sum of them as of any values.
+    const float one = 1;
+    if (mass > 0)
+      simd::Dense().accumulate_rows(simd::RowType::kF32, weights, 0, &one, 1,
+                                    reinterpret_cast<const std::byte*>(run(0).sums.Row(r)), int64_t(states.stride),
+                                    states.runs, {pages.sums.Row(r), 1, width});
+  }
+  if (states.runs > 0) head.value->Finish(pages.sums, sums);
+  const StreamState dense = StreamState::At(const_cast<std::byte*>(states.dense), rows, out.cols);
+  const auto partial = [](const StreamState& s, int64_t r, MatView<float> a) {
+    const float max = s.mass[r] == 0 ? kEmptyMax : s.max[r] * std::numbers::ln2_v<float>;
+    return Partial{max, s.mass[r], a[r]};
+  };
+  for (int64_t r = 0; r < rows; ++r) {
+    Partial all = partial(dense, r, dense.sums);
+    if (states.runs > 0) Merge(partial(pages, r, sums), all);
+    Finalize(all, out[r]);
   }
 }
 

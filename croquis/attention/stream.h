@@ -26,6 +26,35 @@ struct DenseRows {
   int64_t position = 0, tokens = 0;
 };
 
+// Query rows of one kv head, prepared for its pages. Made once, used by all streams over them, also at the same time.
+class HeadQuery {
+ public:
+  // Bytes of memory for `rows` rows (a multiple of 64).
+  static size_t Bytes(const kvcache::HeadView& head, int64_t rows, int64_t head_dim);
+
+  // q [rows, head_dim]: times scale * log2 e. visible: one for each row. All must outlive this.
+  HeadQuery(const kvcache::HeadView& head, MatView<const float> q, std::span<const Visible> visible, std::byte* memory);
+
+ private:
+  friend class Stream;
+  const kvcache::HeadView& head_;
+  const MatView<const float> q_;
+  const std::span<const Visible> visible_;
+  int64_t first_visible_, last_visible_;  // over all rows
+  std::byte* prepared_;
+  std::optional<CenterQuery> center_;
+};
+
+// What a stream leaves behind; Join puts those over different keys together.
+struct StreamState {
+  MatView<float> sums;                    // [rows, width], relative to 2^max
+  float *max = nullptr, *mass = nullptr;  // [rows], base 2; mass 0 where nothing was seen
+
+  // Bytes of one of `rows` rows and `width` numbers (a multiple of 64), and one that lies there.
+  static size_t Bytes(int64_t rows, int64_t width);
+  static StreamState At(std::byte* memory, int64_t rows, int64_t width);
+};
+
 class Stream {
  public:
   // Bytes of working memory for `rows` rows over any head like these (multiples of 64): a stream's own, and what
@@ -33,38 +62,49 @@ class Stream {
   static size_t Bytes(const kvcache::HeadView& head, int64_t rows, int64_t head_dim);
   static size_t SharedBytes(const kvcache::HeadView& head, int64_t rows);
 
-  // q [rows, head_dim]: times scale * log2 e. visible: one for each row. Both must outlive the stream.
-  Stream(const kvcache::HeadView& head, MatView<const float> q, std::span<const Visible> visible, std::byte* memory,
-         std::byte* shared);
+  // Begins with the empty state.
+  Stream(const HeadQuery& query, StreamState state, std::byte* memory, std::byte* shared);
 
   // Takes pages [begin, end) into all streams: kv heads of one layer that see the same positions. Page by page and head
-  // by head, which is the order of the pages in memory. Called at most once, before Dense.
+  // by head, which is the order of the pages in memory. Called at most once; the
+  // states are as wide as the value codec's AccDim.
   static void Pages(std::span<Stream> streams, int64_t begin, int64_t end);
-  // Takes in dense rows; segments come in ascending order of position.
+  // Takes in dense rows; segments come in ascending order of position. The state is head_dim wide.
   void Dense(std::span<const DenseRows> segments);
 
-  // The state, once all was taken in: rows of the weighted sum, in the model's basis.
-  MatView<float> sums() { return out_; }
-  float max(int64_t row) const;  // natural log; kEmptyMax when the row saw nothing
-  float mass(int64_t row) const { return l_[row]; }
-
  private:
-  // Turns a tile of logits into weights: row r sees [lo, hi) of its n slots, the others get exactly 0, up to `width`.
-  // acc are the sums to rescale. Returns whether any row's weights matter.
-  bool Softmax(int64_t row, int64_t lo, int64_t hi, int64_t width, float* x, float* acc, int64_t acc_cols);
-  void BeginPages(int64_t begin, int64_t end);
+  // Slots [first, last) of a tile.
+  struct Slots {
+    int64_t first = 0, last = 0;
+    bool operator==(const Slots&) const = default;
+  };
+  // Turns a tile of logits, `stride` apart from row to row, into weights: row r sees slots_[r] of its `width` slots,
+  // the others get exactly 0. Returns whether any row's weights matter.
+  bool Softmax(int64_t width, int64_t stride);
+  // One row's part of it, once its weights, of maximum logit `top` and sum `sum`, are made.
+  bool TakeIn(int64_t row, float top, float sum);
   // `next`: the key page that is read after this head's value page, or null.
   void Page(int64_t j, const std::byte* next, size_t next_bytes);
   void DenseTile(std::span<const DenseRows> segments, int64_t tokens);
 
-  const kvcache::HeadView& head_;
-  const MatView<const float> q_;
-  const std::span<const Visible> visible_;
-  MatView<float> acc_, out_;  // in the codec's basis; in the model's
-  float *m_, *l_, *p_scale_, *logits_;
-  std::byte *query_, *scratch_, *center_memory_;
+  const HeadQuery& query_;
+  const StreamState state_;
+  float *p_scale_, *logits_;
+  Slots* slots_;
+  std::byte *scratch_, *center_memory_;
   std::optional<CenterScore> center_;
-  int64_t first_visible_, last_visible_;  // over all rows
 };
+
+// The states of all streams over one kv head's keys: `runs` of them over pages, number i at pages + i * stride bytes,
+// and one over dense rows, as StreamState::At lays them out.
+struct JoinedStates {
+  const std::byte* pages = nullptr;
+  size_t stride = 0;
+  int64_t runs = 0;
+  const std::byte* dense = nullptr;
+};
+// out [rows, head_dim]: the answers. memory: JoinBytes.
+size_t JoinBytes(const kvcache::HeadView& head, int64_t rows, int64_t head_dim, int64_t runs);
+void Join(const kvcache::HeadView& head, const JoinedStates& states, MatView<float> out, std::byte* memory);
 
 }  // namespace croquis::attention

@@ -121,7 +121,7 @@ struct V {
 }  // namespace
 
 const DenseKernels& DenseAvx2() {
-  static constexpr DenseKernels kKernels = {"avx2",        Target::kAvx2, ScoreRows, AccumulateRows, SoftmaxTile,
+  static constexpr DenseKernels kKernels = {"avx2",        Target::kAvx2, ScoreRows, AccumulateRows, SoftmaxTiles,
                                             ScaleInPlace, AddTo,         AllBelow,  SmallGemm};
   return kKernels;
 }

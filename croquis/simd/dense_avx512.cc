@@ -121,7 +121,7 @@ struct V {
 }  // namespace
 
 const DenseKernels& DenseAvx512() {
-  static constexpr DenseKernels kKernels = {"avx512",      Target::kAvx512, ScoreRows, AccumulateRows, SoftmaxTile,
+  static constexpr DenseKernels kKernels = {"avx512",      Target::kAvx512, ScoreRows, AccumulateRows, SoftmaxTiles,
                                             ScaleInPlace, AddTo,           AllBelow,  SmallGemm};
   return kKernels;
 }

@@ -333,51 +333,67 @@ inline F Exp2(F d) {
   return V::ZeroBelow(V::Ldexp(p, n), d, low);
 }
 
-float SoftmaxTile(const float* x, int64_t n, float* p, float* m) {
-  // Four chains at a time: a page has 128 logits a row, and the latency of one chain is what it costs otherwise.
-  constexpr int kChains = 4;
-  const int64_t full = n / kW * kW, quads = n / (kChains * kW) * (kChains * kW);
-  F top[kChains], sum[kChains];
-  for (int c = 0; c < kChains; ++c) top[c] = V::Set(kMasked), sum[c] = V::Zero();
-  int64_t i = 0;
-  for (; i < quads; i += kChains * kW)
+// R <= 4 rows side by side, and of few rows several vectors of each: what a page's 128 logits cost one after the other
+// is latency.
+template <int R>
+inline void SoftmaxRows(float* x, int64_t stride, int64_t n, float* max, float* sum) {
+  constexpr int kChains = 4 / R;  // of each row
+  const int64_t full = n / kW * kW, whole = n / (kChains * kW) * (kChains * kW);
+  F top[R][kChains], total[R][kChains];
+  alignas(64) float rest[R][kW];  // the last, partial vector, filled up with masked logits
 #pragma GCC unroll 4
-    for (int c = 0; c < kChains; ++c) top[c] = V::Max(top[c], V::Load(x + i + c * kW));
-  for (; i < full; i += kW) top[0] = V::Max(top[0], V::Load(x + i));
-  alignas(64) float rest[kW];  // the last, partial vector, filled up with masked logits
-  if (full < n) {
-    for (int j = 0; j < kW; ++j) rest[j] = full + j < n ? x[full + j] : kMasked;
-    top[1] = V::Max(top[1], V::Load(rest));
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) top[r][c] = V::Set(kMasked), total[r][c] = V::Zero();
+    if (full == n) continue;
+    for (int j = 0; j < kW; ++j) rest[r][j] = full + j < n ? x[r * stride + full + j] : kMasked;
+    top[r][0] = V::Max(top[r][0], V::Load(rest[r]));
   }
-  const float most = V::MaxOf(V::Max(V::Max(top[0], top[1]), V::Max(top[2], top[3])));
-  if (most <= kMasked / 2) {
-    for (int64_t j = 0; j < n; ++j) p[j] = 0;
-    *m = kMasked;
-    return 0;
+  const auto vectors = [&](const auto& fn) __attribute__((always_inline)) {
+    int64_t i = 0;
+    for (; i < whole; i += kChains * kW)
+#pragma GCC unroll 4
+      for (int c = 0; c < kChains; ++c)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) fn(r, c, x + r * stride + i + c * kW);
+    for (; i < full; i += kW)
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) fn(r, 0, x + r * stride + i);
+  };
+  vectors([&](int r, int c, const float* at)
+              __attribute__((always_inline)) { top[r][c] = V::Max(top[r][c], V::Load(at)); });
+  F t[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int c = 1; c < kChains; ++c) top[r][0] = V::Max(top[r][0], top[r][c]);
+    max[r] = V::MaxOf(top[r][0]);
+    if (max[r] <= kMasked / 2) max[r] = kMasked;
+    // Everything masked: far above it, so that all weights are zero.
+    t[r] = V::Set(max[r] == kMasked ? 0.f : max[r]);
   }
-  const F t = V::Set(most);
-  for (i = 0; i < quads; i += kChains * kW) {
-    F e[kChains];
+  vectors([&](int r, int c, float* at) __attribute__((always_inline)) {
+    const F e = Exp2(V::Sub(V::Load(at), t[r]));
+    V::Store(at, e);
+    total[r][c] = V::Add(total[r][c], e);
+  });
 #pragma GCC unroll 4
-    for (int c = 0; c < kChains; ++c) e[c] = Exp2(V::Sub(V::Load(x + i + c * kW), t));
-#pragma GCC unroll 4
-    for (int c = 0; c < kChains; ++c) {
-      V::Store(p + i + c * kW, e[c]);
-      sum[c] = V::Add(sum[c], e[c]);
+  for (int r = 0; r < R; ++r) {
+    if (full < n) {
+      const F e = Exp2(V::Sub(V::Load(rest[r]), t[r]));
+      V::StoreN(x + r * stride + full, e, n - full);
+      total[r][0] = V::Add(total[r][0], e);
     }
+#pragma GCC unroll 4
+    for (int c = 1; c < kChains; ++c) total[r][0] = V::Add(total[r][0], total[r][c]);
+    sum[r] = V::Sum(total[r][0]);
   }
-  for (; i < full; i += kW) {
-    const F e = Exp2(V::Sub(V::Load(x + i), t));
-    V::Store(p + i, e);
-    sum[0] = V::Add(sum[0], e);
-  }
-  if (full < n) {
-    const F e = Exp2(V::Sub(V::Load(rest), t));
-    V::StoreN(p + full, e, n - full);
-    sum[1] = V::Add(sum[1], e);
-  }
-  *m = most;
-  return V::Sum(V::Add(V::Add(sum[0], sum[1]), V::Add(sum[2], sum[3])));
+}
+
+void SoftmaxTiles(float* x, int64_t stride, int64_t rows, int64_t n, float* max, float* sum) {
+  for (int64_t r = 0; r < rows; r += kRows)
+    WithConstant<kRows>(Min(rows - r, kRows),
+                        [&]<int R>() { SoftmaxRows<R>(x + r * stride, stride, n, max + r, sum + r); });
 }
 
 void ScaleInPlace(float* x, int64_t n, float s) {

@@ -24,9 +24,9 @@ struct DenseKernels {
   // acc[row][i] += p_scale[row] * sum_t p[row * p_stride + t] * v[t][i].
   void (*accumulate_rows)(RowType type, const float* p, int64_t p_stride, const float* p_scale, int64_t rows,
                           const std::byte* v, int64_t stride_bytes, int64_t tokens, MatView<float> acc);
-  // One tile of softmax in base 2: m = max(x[0..n)), p[t] = 2^(x[t] - m), returns sum p. n = 0 or all
-  // masked (x <= kMasked/2) gives m = kMasked and sum 0 with p = 0. In place is allowed (p == x).
-  float (*softmax_tile)(const float* x, int64_t n, float* p, float* m);
+  // One tile of softmax in base 2 for each row, in place: max[r] = the largest of x[r * stride + t], t < n; then
+  // x = 2^(x - max[r]), and sum[r] is their sum. n = 0 or all masked (x <= kMasked/2): max kMasked, sum 0, x = 0.
+  void (*softmax_tiles)(float* x, int64_t stride, int64_t rows, int64_t n, float* max, float* sum);
   // x[i] *= s for i < n.
   void (*scale)(float* x, int64_t n, float s);
   // y[i] += x[i].

@@ -102,9 +102,8 @@ TEST_P(DenseTest, ScoresRows) {
                 want += x;
                 size += std::fabs(x);
               }
-              ASSERT_NEAR(got, want, kRounding * size)
-                  << "type " << int(type) << " dim " << dim << " tokens " << tokens << " rows " << rows << " at " << r
-                  << "," << t;
+              ASSERT_NEAR(got, want, kRounding * size) << "type " << int(type) << " dim " << dim << " tokens " << tokens
+                                                       << " rows " << rows << " at " << r << "," << t;
             }
         }
 }
@@ -158,42 +157,45 @@ TEST_P(DenseTest, LogitsDoNotDependOnTheBlock) {
     }
 }
 
-TEST_P(DenseTest, SoftmaxOfATile) {
-  for (const int64_t n : {0, 1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 127, 128, 300}) {
-    std::vector<float> x = Gaussians(n, 9);
-    for (size_t i = 0; i < x.size(); ++i) x[i] = x[i] * 30 - 50;
-    for (size_t i = 3; i < x.size(); i += 5) x[i] = kMasked;
-    for (const bool in_place : {false, true}) {
-      std::vector<float> out(size_t(n) + 8, kGuard);
-      if (in_place) std::copy(x.begin(), x.end(), out.begin());
-      float m = 0;
-      const float sum = kernels_.softmax_tile(in_place ? out.data() : x.data(), n, out.data(), &m);
-      double top = kMasked, want_sum = 0;
-      for (const float v : x) top = std::max(top, double(v));
-      ASSERT_EQ(m, float(top));
-      for (int64_t t = 0; t < n; ++t) {
-        const double want = std::exp2(double(x[size_t(t)]) - top);
-        // Below 2^-126 zero stands for a number that no sum with a 1 in it can hold.
-        ASSERT_NEAR(out[size_t(t)], want, want < 0x1p-126 ? 0x1p-126 : 3e-6 * want) << "n " << n << " at " << t;
-        if (x[size_t(t)] == kMasked) {
-          ASSERT_EQ(out[size_t(t)], 0.f);
+TEST_P(DenseTest, SoftmaxOfTiles) {
+  for (const int64_t rows : {1, 2, 3, 4, 5, 9})
+    for (const int64_t n : {0, 1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 65, 127, 128, 300}) {
+      const int64_t stride = n + 8;
+      std::vector<float> x = Gaussians(rows * stride, 9);
+      for (size_t i = 0; i < x.size(); ++i) x[i] = int64_t(i) % stride < n ? x[i] * 30 - 50 : kGuard;
+      for (size_t i = 3; i < x.size(); i += 5) x[i] = int64_t(i) % stride < n ? kMasked : kGuard;
+      std::vector<float> out = x, max(size_t(rows) + 1, kGuard), sum(size_t(rows) + 1, kGuard);
+      kernels_.softmax_tiles(out.data(), stride, rows, n, max.data(), sum.data());
+      EXPECT_EQ(max.back(), kGuard);
+      EXPECT_EQ(sum.back(), kGuard);
+      for (int64_t r = 0; r < rows; ++r) {
+        const float *in = x.data() + r * stride, *p = out.data() + r * stride;
+        double top = kMasked, want_sum = 0;
+        for (int64_t t = 0; t < n; ++t) top = std::max(top, double(in[t]));
+        ASSERT_EQ(max[size_t(r)], float(top));
+        for (int64_t t = 0; t < n; ++t) {
+          const double want = top == kMasked ? 0 : std::exp2(double(in[t]) - top);
+          // Below 2^-126 zero stands for a number that no sum with a 1 in it can hold.
+          ASSERT_NEAR(p[t], want, want < 0x1p-126 ? 0x1p-126 : 3e-6 * want) << rows << " rows, n " << n << " at " << t;
+          if (in[t] == kMasked) {
+            ASSERT_EQ(p[t], 0.f);
+          }
+          want_sum += want;
         }
-        want_sum += want;
+        ASSERT_NEAR(sum[size_t(r)], want_sum, 4e-6 * want_sum);
+        for (int64_t t = n; t < stride; ++t) ASSERT_EQ(p[t], kGuard);
       }
-      ASSERT_NEAR(sum, want_sum, 4e-6 * want_sum);
-      for (size_t t = size_t(n); t < out.size(); ++t) ASSERT_EQ(out[t], kGuard);
     }
-  }
 }
 
 TEST_P(DenseTest, SoftmaxErrorOverTheWholeRange) {
   // 2^-d for d in [0, 126], in steps of 1/1000 that meet every fraction.
   std::vector<float> x(126 * 1000 + 1);
   for (size_t i = 0; i < x.size(); ++i) x[i] = -float(i) / 1000;
-  std::vector<float> p(x.size());
-  float m = 1;
-  kernels_.softmax_tile(x.data(), int64_t(x.size()), p.data(), &m);
-  EXPECT_EQ(m, 0.f);
+  std::vector<float> p = x;
+  float max = 1, sum = 0;
+  kernels_.softmax_tiles(p.data(), 0, 1, int64_t(p.size()), &max, &sum);
+  EXPECT_EQ(max, 0.f);
   EXPECT_EQ(p[0], 1.f);
   double worst = 0;
   for (size_t i = 0; i < x.size(); ++i) worst = std::max(worst, std::fabs(p[i] / std::exp2(double(x[i])) - 1));
@@ -202,12 +204,16 @@ TEST_P(DenseTest, SoftmaxErrorOverTheWholeRange) {
 
 TEST_P(DenseTest, SoftmaxOfMaskedTiles) {
   for (const int64_t n : {0, 1, 16, 21, 128}) {
-    std::vector<float> x(size_t(n), kMasked), p(size_t(n), kGuard);
-    if (n > 1) x[1] = 2 * kMasked;
-    float m = 0;
-    EXPECT_EQ(kernels_.softmax_tile(x.data(), n, p.data(), &m), 0.f);
-    EXPECT_EQ(m, kMasked);
-    for (const float v : p) EXPECT_EQ(v, 0.f);
+    // The second row has one that is not masked: it must not be drawn along.
+    std::vector<float> x(size_t(2 * n), kMasked);
+    if (n > 1) x[1] = 2 * kMasked, x[size_t(n) + 1] = -5;
+    float max[2] = {}, sum[2] = {1, 1};
+    kernels_.softmax_tiles(x.data(), n, 2, n, max, sum);
+    EXPECT_EQ(sum[0], 0.f);
+    EXPECT_EQ(max[0], kMasked);
+    EXPECT_EQ(sum[1], n > 1 ? 1.f : 0.f);
+    EXPECT_EQ(max[1], n > 1 ? -5 : kMasked);
+    for (int64_t t = 0; t < 2 * n; ++t) EXPECT_EQ(x[size_t(t)], t == n + 1 && n > 1 ? 1.f : 0.f);
   }
 }
 
@@ -245,9 +251,11 @@ TEST_P(DenseTest, FindsNumbersThatAreTooLarge) {
 }
 
 TEST_P(DenseTest, SmallProducts) {
-  for (const int64_t m : {0, 1, 5, 6, 7, 13})
+  // One chain of k = 512 sums: their rounding is random, of order sqrt(k) units; 64 is over twice that.
+  const double unit = 64 * 0x1p-24;
+  for (const int64_t m : {0, 1, 5, 6, 7, 13, 16, 40})
     for (const int64_t n : {1, 8, 15, 16, 40, 64, 100, 128})
-      for (const int64_t k : {0, 1, 33, 512}) {
+      for (const int64_t k : {0, 1, 31, 32, 33, 128, 512}) {
         const int64_t lda = k + 1, ldb = n + 2, ldc = n + 3;
         const std::vector<float> a = Gaussians(m * lda, 12), b = Gaussians(k * ldb, 13);
         const std::vector<float> before = Gaussians(m * ldc, 14);
@@ -262,8 +270,7 @@ TEST_P(DenseTest, SmallProducts) {
               want += x;
               size += std::fabs(x);
             }
-            // One chain of k = 512 sums: their rounding is random, of order sqrt(k) units; 64 is over twice that.
-            ASSERT_NEAR(c[at], want, 64 * 0x1p-24 * size) << m << "x" << n << "x" << k << " at " << i << "," << j;
+            ASSERT_NEAR(c[at], want, unit * size) << m << "x" << n << "x" << k << " at " << i << "," << j;
           }
       }
 }

@@ -70,22 +70,23 @@ void AccumulateRows(RowType type, const float* p, int64_t p_stride, const float*
   }
 }
 
-float SoftmaxTile(const float* x, int64_t n, float* p, float* m) {
-  float top = kMasked;
-  for (int64_t i = 0; i < n; ++i) top = std::max(top, x[i]);
-  if (top <= kMasked / 2) {
-    std::fill_n(p, n, 0.f);
-    *m = kMasked;
-    return 0;
+void SoftmaxTiles(float* x, int64_t stride, int64_t rows, int64_t n, float* max, float* sum) {
+  for (int64_t r = 0; r < rows; ++r, x += stride) {
+    float top = kMasked;
+    for (int64_t i = 0; i < n; ++i) top = std::max(top, x[i]);
+    sum[r] = 0;
+    if (top <= kMasked / 2) {
+      std::fill_n(x, n, 0.f);
+      max[r] = kMasked;
+      continue;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const float d = x[i] - top;
+      x[i] = d < -126.f ? 0.f : std::exp2(d);  // below: nothing beside the 1 of the maximum, and slow denormals
+      sum[r] += x[i];
+    }
+    max[r] = top;
   }
-  float sum = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const float d = x[i] - top;
-    p[i] = d < -126.f ? 0.f : std::exp2(d);  // below: nothing beside the 1 of the maximum, and slow denormals
-    sum += p[i];
-  }
-  *m = top;
-  return sum;
 }
 
 void Scale(float* x, int64_t n, float s) {
@@ -115,8 +116,8 @@ void SmallGemm(const float* a, int64_t lda, const float* b, int64_t ldb, float* 
 }  // namespace
 
 const DenseKernels& DenseScalar() {
-  static constexpr DenseKernels kKernels = {"scalar", Target::kScalar, ScoreRows, AccumulateRows, SoftmaxTile,
-                                            Scale,    Add,             AllBelow,  SmallGemm};
+  static constexpr DenseKernels kKernels = {"scalar", Target::kScalar, ScoreRows, AccumulateRows, SoftmaxTiles, Scale,
+                                            Add,      AllBelow,        SmallGemm};
   return kKernels;
 }
 

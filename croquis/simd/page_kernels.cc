@@ -90,6 +90,8 @@ void DecodePageReference(const PageLayout& layout, const Levels& levels, bool va
   }
 }
 
+void NothingToKeep() {}
+
 const PageKernels& Pages(Target target) {
 #if defined(__x86_64__)
   switch (target) {

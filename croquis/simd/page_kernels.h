@@ -83,6 +83,10 @@ struct PageKernels {
   std::string_view name;
   Target target;
 
+  // Between the two (they nest, thread by thread) kernels keep what they set up on this thread; see PageScope.
+  void (*enter)();
+  void (*leave)();
+
   // Bytes of a prepared query of `rows` rows, and of scratch for score/accumulate (multiples of 64).
   size_t (*query_bytes)(const PageLayout&, const Levels&, Precision, int64_t rows);
   size_t (*scratch_bytes)(const PageLayout&, const Levels&, Precision, int64_t rows);
@@ -120,6 +124,19 @@ struct PageKernels {
 // Kernels of the active target, and of a given one, which must be among Reachable() (that also asks for the tiles).
 const PageKernels& Pages();
 const PageKernels& Pages(Target target);
+
+// While one lives, the kernels called on this thread keep what they set up there (AMX tiles) instead of setting it up
+// for every page: a tenth of the time. Nothing else that uses such state may run on the thread meanwhile.
+class PageScope {
+ public:
+  PageScope() : kernels_(Pages()) { kernels_.enter(); }
+  ~PageScope() { kernels_.leave(); }
+  PageScope(const PageScope&) = delete;
+  PageScope& operator=(const PageScope&) = delete;
+
+ private:
+  const PageKernels& kernels_;
+};
 
 // Plain code access, the definition of the layout; used by references and tests.
 int GetCode(const PageLayout&, bool values, const std::byte* page, int64_t token, int64_t dim);

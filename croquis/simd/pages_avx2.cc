@@ -18,6 +18,8 @@ const PageKernels& PagesAvx2() {
   static constexpr PageKernels kKernels = {
       .name = "avx2",
       .target = Target::kAvx2,
+      .enter = NothingToKeep,
+      .leave = NothingToKeep,
       .query_bytes = avx2::QueryBytes,
       .scratch_bytes = avx2::ScratchBytes,
       .prepare = avx2::Prepare,

@@ -115,14 +115,22 @@ void ExpandAtom(const uint8_t* p, const Book& book, int16_t* out) {
 using ExpandFn = void (*)(const uint8_t*, const Book&, int16_t*);
 inline ExpandFn ExpandOf(int bits, bool affine) {
   switch (bits) {
-    case 1: return ExpandAtom<1, false>;
-    case 2: return ExpandAtom<2, false>;
-    case 3: return ExpandAtom<3, false>;
-    case 4: return ExpandAtom<4, false>;
-    case 5: return affine ? ExpandAtom<5, true> : ExpandAtom<5, false>;
-    case 6: return affine ? ExpandAtom<6, true> : ExpandAtom<6, false>;
-    case 7: return affine ? ExpandAtom<7, true> : ExpandAtom<7, false>;
-    default: return affine ? ExpandAtom<8, true> : ExpandAtom<8, false>;
+    case 1:
+      return ExpandAtom<1, false>;
+    case 2:
+      return ExpandAtom<2, false>;
+    case 3:
+      return ExpandAtom<3, false>;
+    case 4:
+      return ExpandAtom<4, false>;
+    case 5:
+      return affine ? ExpandAtom<5, true> : ExpandAtom<5, false>;
+    case 6:
+      return affine ? ExpandAtom<6, true> : ExpandAtom<6, false>;
+    case 7:
+      return affine ? ExpandAtom<7, true> : ExpandAtom<7, false>;
+    default:
+      return affine ? ExpandAtom<8, true> : ExpandAtom<8, false>;
   }
 }
 
@@ -300,8 +308,8 @@ void AccumulateGroup(const PageLayout& layout, const Levels& levels, Precision p
   const avx2::WeightForm form = avx2::FormOf(layout, precision, page);
   for (int r = 0; r < layout.runs; ++r) {
     for (int64_t row = 0; row < rows; ++row) {
-      units[r * rows + row] = avx2::QuantiseWeights(form, p + row * kTokens, scales + r * kTokens,
-                                                    weights + (r * rows + row) * kTokens);
+      units[r * rows + row] =
+          avx2::QuantiseWeights(form, p + row * kTokens, scales + r * kTokens, weights + (r * rows + row) * kTokens);
     }
   }
   alignas(32) int32_t total[32];

@@ -168,6 +168,8 @@ const PageKernels& PagesAvx512() {
   static constexpr PageKernels kKernels = {
       .name = "avx512-vnni",
       .target = Target::kAvx512,
+      .enter = NothingToKeep,
+      .leave = NothingToKeep,
       .query_bytes = avx512::QueryBytes,
       .scratch_bytes = avx512::ScratchBytes,
       .prepare = avx512::Prepare,

@@ -16,6 +16,8 @@ const PageKernels& PagesAvxVnni() {
   static constexpr PageKernels kKernels = {
       .name = "avxvnni",
       .target = Target::kAvxVnni,
+      .enter = NothingToKeep,
+      .leave = NothingToKeep,
       .query_bytes = avx2::QueryBytes,
       .scratch_bytes = avx2::ScratchBytes,
       .prepare = avx2::Prepare,

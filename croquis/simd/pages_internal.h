@@ -24,6 +24,8 @@ namespace croquis::simd {
 
 inline constexpr float kTiny = 1e-30f;  // below this a maximum counts as zero: its inverse would overflow
 
+void NothingToKeep();  // enter and leave of targets without state
+
 const PageKernels& PagesScalar();
 const PageKernels& PagesAvx2();
 const PageKernels& PagesAvxVnni();

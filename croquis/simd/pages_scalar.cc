@@ -208,6 +208,8 @@ const PageKernels& PagesScalar() {
   static constexpr PageKernels kKernels = {
       .name = "scalar",
       .target = Target::kScalar,
+      .enter = NothingToKeep,
+      .leave = NothingToKeep,
       .query_bytes = QueryBytes,
       .scratch_bytes = ScratchBytes,
       .prepare = Prepare,
