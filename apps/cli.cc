@@ -124,7 +124,7 @@ Result<std::string> BundledPath(const std::string& name) {
 Result<std::string> ModelPath(const std::string& path) {
   if (!path.empty()) return path;
   if (const char* env = std::getenv("CROQUIS_MODEL"); env != nullptr && *env != '\0') return std::string(env);
-  return BundledPath("croquis-4m");
+  return BundledPath("croquis-7m");
 }
 
 void AddModelOptions(CLI::App& command, ModelOptions& options, bool positional_required) {

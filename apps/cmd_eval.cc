@@ -212,7 +212,7 @@ void AddEval(CLI::App& app, Action* action) {
   c->add_option("--plot", o->plot, "Draw divergence against bits into a .svg or .png file");
   AddCommon(*c, o->common);
   c->footer(
-      "\nExample:\n  croquis eval models/croquis-4m text.txt --kv eden:bits=4 --kv q4_0:hadamard=1 --ctx 1024 --plot "
+      "\nExample:\n  croquis eval models/croquis-7m text.txt --kv eden:bits=4 --kv q4_0:hadamard=1 --ctx 1024 --plot "
       "quality.svg\n\n" +
       ExitCodeHelp());
   c->callback([o, action] { *action = [o] { return Run(*o); }; });

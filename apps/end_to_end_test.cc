@@ -97,7 +97,7 @@ class EndToEnd : public ::testing::Test {
     return s.str();
   }
   fs::path folder_;
-  const std::string model_ = CROQUIS_SOURCE_DIR "/models/croquis-4m";
+  const std::string model_ = CROQUIS_SOURCE_DIR "/models/croquis-7m";
   const std::string book_ = CROQUIS_SOURCE_DIR "/models/texts/frankenstein.txt";
 };
 
