@@ -21,7 +21,7 @@ using avx512::PlaneWeight;
 // Fewest rows for which tiles pay.
 int64_t LeastRows(const PageLayout& layout, Precision precision) {
   const bool fine = precision == Precision::kFine;
-  return layout.runs > 1 ? (fine ? 5 : 9) : (fine ? 2 : 3);
+  return layout.runs > 1 ? (fine ? 5 : 9) : 3;
 }
 bool UsesTiles(const PageLayout& layout, Precision precision, int64_t rows) {
   return rows >= LeastRows(layout, precision);
@@ -450,7 +450,7 @@ void Leave() {
 
 const PageKernels& PagesAmx() {
   static constexpr PageKernels kKernels = {
-      .name = "amx-int8 from 2 rows (fast: 3), avx512-vnni below",
+      .name = "amx-int8 from 3 rows, avx512-vnni below",
       .target = Target::kAmx,
       .enter = amx::Enter,
       .leave = amx::Leave,
