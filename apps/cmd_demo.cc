@@ -1,6 +1,7 @@
 // croquis demo: why one wants this, in one screen.
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <iostream>
 
 #include "apps/cli.h"
@@ -10,6 +11,7 @@
 #include "croquis/eval/compare.h"
 #include "croquis/eval/decode_bench.h"
 #include "croquis/eval/metrics.h"
+#include "croquis/eval/needle.h"
 #include "croquis/eval/text.h"
 
 namespace croquis::apps {
@@ -142,9 +144,42 @@ void Print(const DemoOptions& o, const model::Model& model, const std::string& p
       << "\nmemory: of the cache, everything counted. divergence: KL in nats from the f16 cache's predictions over "
          "the\n"
          "book's next "
-      << o.compared
-      << " tokens; same choice: how often the most likely token is the same.\n"
-         "Next: croquis run -p \"...\" --kv eden:bits=3    croquis eval    croquis bench attention    croquis codecs\n";
+      << o.compared << " tokens; same choice: how often the most likely token is the same.\n";
+}
+
+void PrintNext() {
+  std::cout << "\nNext: croquis run -p \"...\" --kv eden:bits=3    croquis eval    croquis bench attention    croquis "
+               "codecs\n";
+}
+
+// Facts hidden in the text and asked for: what of them the bundled model finds with each cache.
+Status FindFacts(const DemoOptions& o, const std::string& text, Executor& executor) {
+  ModelOptions options;
+  CROQUIS_TRY(options.path, BundledPath("croquis-7m"));
+  CROQUIS_TRY(const auto model, LoadModel(options, executor));
+  CacheOptions caches;
+  caches.kv = {"f16", "k=eden:bits=4,v=eden:bits=3", "eden:bits=2", "turboquant:bits=1"};
+  eval::NeedleOptions needle;
+  CROQUIS_TRY(needle.caches, ParseCaches(caches, model->config().head_dim));
+  needle.lengths = {std::min<int64_t>(o.context, model->config().max_position)};
+  needle.depths = {0, .25, .5, .75, 1};
+  Progress bar("facts", WantProgress());
+  CROQUIS_TRY(const std::vector<eval::NeedleCell> cells,
+              eval::RunNeedles(executor, *model, text, needle, [&](int64_t done, int64_t total) {
+                bar.Update(done, total);
+                return !Interrupted();
+              }));
+  bar.Finish();
+  std::vector<double> found(caches.kv.size());
+  for (const eval::NeedleCell& c : cells) found[c.cache] += c.accuracy * double(c.trials);
+  const int64_t facts = needle.trials * int64_t(needle.depths.size());
+  std::cout << "\n"
+            << facts << " facts hidden in " << Grouped(needle.lengths[0])
+            << " tokens of the book (\"The secret number of "
+            << "...\"), one at a time; found by " << model->config().name << ":\n";
+  for (size_t i = 0; i < found.size(); i++)
+    std::cout << Printf("    %-28s %3.0f of %lld\n", caches.kv[i].c_str(), found[i], static_cast<long long>(facts));
+  return {};
 }
 
 Status Run(const DemoOptions& o) {
@@ -156,7 +191,13 @@ Status Run(const DemoOptions& o) {
   }
   CROQUIS_TRY(const std::string text, eval::ReadText(path));
   CROQUIS_TRY(const auto executor, Start(o.common));
-  CROQUIS_TRY(const auto model, LoadModel(o.model, *executor));
+  // Of the bundled models the older one reads on past its 2,048 tokens: it uses less of its context.
+  ModelOptions reader = o.model;
+  const bool bundled = reader.path.empty() && std::getenv("CROQUIS_MODEL") == nullptr;
+  if (bundled) {
+    CROQUIS_TRY(reader.path, BundledPath("croquis-4m"));
+  }
+  CROQUIS_TRY(const auto model, LoadModel(reader, *executor));
   CROQUIS_TRY(const model::Tokenizer* tokenizer, NeedTokenizer(*model));
   CROQUIS_TRY(const std::vector<kvcache::KvPolicy> policies, ParseCaches(cache_options, model->config().head_dim));
   CROQUIS_TRY(const std::vector<int32_t> tokens, tokenizer->Encode(text));
@@ -205,6 +246,8 @@ Status Run(const DemoOptions& o) {
   }
   const int64_t tail = std::min<int64_t>(48, o.context);
   Print(o, *model, "... " + tokenizer->Decode(context.last(size_t(tail))), lanes, rows);
+  if (bundled && o.context >= 512) CROQUIS_CHECK_OK(FindFacts(o, text, *executor));
+  PrintNext();
   return {};
 }
 
