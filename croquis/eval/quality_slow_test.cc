@@ -68,6 +68,18 @@ TEST(Quality, EdenAgainstGgmlFormatsOfMoreBits) {
   EXPECT_LT(kl["eden:bits=3"], 1e-2);
 }
 
+// Biases of q, k and v that were trained, not written in: in its first layers the common part of the keys is longer
+// than what tells them apart. Over 4 windows of five books centring lowered the divergence by a tenth at 4 bits.
+TEST(Quality, CentringTrainedBiases) {
+  Executor executor(HardwareThreads());
+  const auto model = Load(CROQUIS_SOURCE_DIR "/models/croquis-1m-bias", executor);
+  ASSERT_NE(model, nullptr);
+  auto kl = MeanKl(executor, *model,
+                   {"eden:bits=4", "eden:bits=4,center=none", "eden:bits=3", "eden:bits=3,center=none"}, 1024, 4);
+  EXPECT_LT(kl["eden:bits=4"], kl["eden:bits=4,center=none"]);
+  EXPECT_GT(kl["eden:bits=4"], 1e-6);  // something was read from codes
+}
+
 // Mean norm of the keys of each layer, over all heads and 512 tokens of the book. RoPE does not change norms.
 std::vector<double> KeyNorms(Executor& executor, model::Model& model) {
   kvcache::CacheConfig config = model.CacheTemplate();
