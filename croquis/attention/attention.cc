@@ -6,10 +6,10 @@
 #include <cstring>
 #include <new>
 #include <numbers>
-#include <utility>
 #include <vector>
 
 #include "croquis/attention/stream.h"
+#include "croquis/attention/workspace.h"
 #include "croquis/kvcache/layer_view.h"
 
 namespace croquis::attention {
@@ -22,8 +22,6 @@ constexpr int64_t kRunPages = 16;   // least pages of a piece: preparing and mer
 constexpr int64_t kFewRows = 8;     // query rows up to which memory is the limit
 constexpr int64_t kFewTokens = 16;  // chunks below are rounded by the caller: waking workers costs more
 constexpr int64_t kLittleWork = int64_t{1} << 17;  // products of numbers, about 10 us: not worth waking workers either
-
-constexpr size_t Round64(size_t n) { return (n + 63) / 64 * 64; }
 
 // How a call is cut. A function of the shapes alone, so that the number of threads changes no bit.
 struct Cut {
@@ -60,9 +58,9 @@ Cut MakeCut(const kvcache::HeadView& head, int64_t kv_heads, const AttendOptions
 
 // One call: everything its tasks share.
 //
-// Queries are prepared for their pages once. A piece of work (kv heads x query rows) is one task, or, when its pages
-// are cut into runs, one task for each run and one for the rows that are not in pages; each leaves a state, and the
-// task that ends last joins them, so nobody waits.
+// Queries are prepared for their pages once. A piece of work (kv heads x query rows) is one task; or, when its pages
+// are cut into runs, one task for each run and, after all of these, one for each head's rows that are not in pages:
+// small ones, which even out how long the workers take. Each leaves a state, and a last loop joins the states by head.
 class Call {
  public:
   Call(const kvcache::KvCache& cache, const AttendOptions& options, MatView<const float> q, MatView<float> out)
@@ -85,12 +83,11 @@ class Call {
     query_bytes_ = Round64(sizeof(HeadQuery)) + Round64(size_t(rows) * sizeof(Visible)) +
                    Round64(size_t(rows * dim) * 4) + prepared;
     dense_state_bytes_ = StreamState::Bytes(rows, dim);
-    join_bytes_ = join + Round64(size_t(rows * dim) * 4);
+    join += Round64(size_t(rows * dim) * 4);
     const size_t heads = size_t(cut_.heads);
-    shared_bytes_ = shared;
     worker_bytes_ =
-        Round64(heads * sizeof(Stream)) + heads * (stream_bytes_ + page_state_bytes_) + std::max(shared, join_bytes_);
-    if (cut_.runs == 1) worker_bytes_ += heads * (query_bytes_ + page_state_bytes_ + dense_state_bytes_);
+        Round64(heads * sizeof(Stream)) + heads * (stream_bytes_ + page_state_bytes_) + std::max(shared, join);
+    if (cut_.runs == 1) worker_bytes_ += heads * (query_bytes_ + dense_state_bytes_);
   }
 
   size_t Bytes(int workers) const { return chunk_bytes_ + SharedBytes() + size_t(workers) * worker_bytes_; }
@@ -126,10 +123,10 @@ class Call {
 
  private:
   // What the workers share when pieces are cut into runs.
-  size_t Pieces() const { return cut_.runs > 1 ? size_t(cut_.pieces()) : 0; }
+  size_t CutPieces() const { return cut_.runs > 1 ? size_t(cut_.pieces()) : 0; }
   size_t QueriesBytes() const { return cut_.runs > 1 ? size_t(cut_.kv_heads * cut_.blocks) * query_bytes_ : 0; }
-  size_t PageStatesBytes() const { return Pieces() * size_t(cut_.runs * cut_.heads) * page_state_bytes_; }
-  size_t DenseStatesBytes() const { return Pieces() * size_t(cut_.heads) * dense_state_bytes_; }
+  size_t PageStatesBytes() const { return CutPieces() * size_t(cut_.runs * cut_.heads) * page_state_bytes_; }
+  size_t DenseStatesBytes() const { return CutPieces() * size_t(cut_.heads) * dense_state_bytes_; }
   size_t SharedBytes() const { return QueriesBytes() + PageStatesBytes() + DenseStatesBytes(); }
 
   std::byte* SharedQuery(int64_t h, int64_t block) { return queries_ + size_t(h * cut_.blocks + block) * query_bytes_; }
@@ -194,22 +191,31 @@ class Call {
 
   void WholePiece(int64_t number, std::byte* memory) {
     Piece p = PieceAt(number);
-    const auto take = [&memory](size_t bytes) { return std::exchange(memory, memory + bytes); };
-    p.queries = take(size_t(cut_.heads) * query_bytes_);
+    Pieces own(memory);
+    p.queries = own.Take<std::byte>(size_t(cut_.heads) * query_bytes_);
     p.query_stride = query_bytes_;
     for (int64_t i = 0; i < p.heads; ++i)
       Prepare(p.first_head + i, p.first / cut_.block, p.queries + size_t(i) * query_bytes_);
-    p.pages = take(size_t(cut_.heads) * page_state_bytes_);
-    p.dense = take(size_t(cut_.heads) * dense_state_bytes_);
+    p.pages = own.Take<std::byte>(size_t(cut_.heads) * page_state_bytes_);
+    p.dense = own.Take<std::byte>(size_t(cut_.heads) * dense_state_bytes_);
+    memory = own.rest();
     for (int64_t i = 0; i < p.heads; ++i) DenseTask(p, i, memory);
-    PagesTask(p, 0, memory);
+    PagesTask(p, 0, p.pages, memory);
     for (int64_t i = 0; i < p.heads; ++i) JoinHead(p, i, memory);
   }
 
   // Runs of all pieces first, then heads of all pieces.
   void PartOfPiece(int64_t task, std::byte* memory) {
     const int64_t runs = cut_.pieces() * cut_.runs;
-    if (task < runs) return PagesTask(SharedPiece(task / cut_.runs), task % cut_.runs, memory);
+    if (task < runs) {
+      const Piece p = SharedPiece(task / cut_.runs);
+      const int64_t run = task % cut_.runs;
+      const size_t bytes = size_t(cut_.heads) * page_state_bytes_;
+      // The worker's own memory is in its caches; what other workers will read, or have read, is not.
+      PagesTask(p, run, memory, memory + bytes);
+      std::memcpy(p.pages + size_t(run) * bytes, memory, size_t(p.heads) * page_state_bytes_);
+      return;
+    }
     const Piece p = SharedPiece((task - runs) / cut_.heads);
     const int64_t i = (task - runs) % cut_.heads;
     if (i < p.heads) DenseTask(p, i, memory);
@@ -220,11 +226,11 @@ class Call {
     Stream(p.Query(i), state, memory, memory + stream_bytes_).Dense(DenseSegments(p.first_head + i));
   }
 
-  void PagesTask(const Piece& p, int64_t run, std::byte* memory) {
+  // The states of run `run` at `states`, one a head.
+  void PagesTask(const Piece& p, int64_t run, std::byte* states, std::byte* memory) {
     auto* const all = reinterpret_cast<Stream*>(memory);
     memory += Round64(size_t(cut_.heads) * sizeof(Stream));
     std::byte* const shared = memory + size_t(cut_.heads) * stream_bytes_;
-    std::byte* const states = shared + shared_bytes_;
     for (int64_t i = 0; i < p.heads; ++i) {
       const auto state = StreamState::At(states + size_t(i) * page_state_bytes_, p.rows,
                                          heads_[size_t(p.first_head + i)].value->AccDim());
@@ -232,8 +238,6 @@ class Call {
     }
     const int64_t begin = cut_.first_page + run * cut_.run;
     Stream::Pages({all, size_t(p.heads)}, begin, std::min(cut_.pages, begin + cut_.run));
-    // The worker's own memory is in its caches; what other workers will read, or have read, is not.
-    std::memcpy(p.pages + size_t(run * cut_.heads) * page_state_bytes_, states, size_t(p.heads) * page_state_bytes_);
   }
 
   void JoinHead(const Piece& p, int64_t i, std::byte* memory) {
@@ -268,8 +272,7 @@ class Call {
   const MatView<float> out_;
   std::vector<kvcache::HeadView> heads_;
   Cut cut_;
-  size_t query_bytes_ = 0, page_state_bytes_ = 0, dense_state_bytes_ = 0, stream_bytes_ = 0, join_bytes_ = 0,
-         shared_bytes_ = 0;
+  size_t query_bytes_ = 0, page_state_bytes_ = 0, dense_state_bytes_ = 0, stream_bytes_ = 0, shared_bytes_ = 0;
   size_t worker_bytes_ = 0, chunk_bytes_ = 0;
   std::vector<size_t> chunk_at_;
   std::byte *chunk_ = nullptr, *queries_ = nullptr, *page_states_ = nullptr, *dense_states_ = nullptr;

@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
+#include "croquis/attention/workspace.h"
 #include "croquis/simd/dense_kernels.h"
 
 namespace croquis::attention {
 namespace {
 constexpr int64_t kPage = codecs::kPageTokens;
-constexpr size_t Round64(size_t n) { return (n + 63) / 64 * 64; }
 }  // namespace
 
 // 64 rows of 128 sums are 32 KiB: they stay in the first-level cache's neighbourhood until they are used.
@@ -23,10 +22,10 @@ CenterQuery::CenterQuery(const kvcache::HeadView& head, MatView<const float> q, 
   const kvcache::Center& center = *head.center;
   const kvcache::RopeTable& rope = *head.rope;
   turning = center.Turning(rope);
-  table = reinterpret_cast<float*>(memory);
-  memory += size_t(2 * turning * kPage) * 4;
-  still = reinterpret_cast<float*>(memory);
-  z = reinterpret_cast<float*>(memory + Round64(size_t(rows) * 4));
+  Pieces pieces(memory);
+  table = pieces.Take<float>(size_t(2 * turning * kPage));
+  still = pieces.Take<float>(size_t(rows));
+  z = pieces.Take<float>(size_t(rows * 2 * turning));
   for (int64_t s = 0; s < turning; ++s) {
     const int64_t pair = center.pair[size_t(s)];
     std::memcpy(table + s * kPage, rope.Cos(pair), kPage * 4);
@@ -59,11 +58,11 @@ CenterScore::CenterScore(const kvcache::HeadView& head, const CenterQuery& query
     : query_(query), last_page_(last_page), begin_(first_page), end_(first_page) {
   const kvcache::RopeTable& rope = *head.rope;
   const size_t batch = size_t(Batch(query.rows) * query.rows), phases = size_t(query.turning);
-  const auto take = [&memory](size_t bytes) { return std::exchange(memory, memory + Round64(bytes)); };
-  coefficients_ = reinterpret_cast<float*>(take(batch * 2 * phases * 4));
-  sums_ = reinterpret_cast<float*>(take(batch * kPage * 4));
-  phase_ = reinterpret_cast<std::complex<double>*>(take(phases * sizeof(std::complex<double>)));
-  step_ = reinterpret_cast<std::complex<double>*>(take(phases * sizeof(std::complex<double>)));
+  Pieces pieces(memory);
+  coefficients_ = pieces.Take<float>(batch * 2 * phases);
+  sums_ = pieces.Take<float>(batch * kPage);
+  phase_ = pieces.Take<std::complex<double>>(phases);
+  step_ = pieces.Take<std::complex<double>>(phases);
   for (int64_t s = 0; s < query.turning; ++s) {
     const int64_t pair = head.center->pair[size_t(s)];
     phase_[s] = std::polar(1.0, rope.Frequency(pair) * double(head.sinks + kPage * first_page));

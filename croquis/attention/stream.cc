@@ -4,9 +4,9 @@
 #include <cmath>
 #include <cstring>
 #include <numbers>
-#include <utility>
 
 #include "croquis/attention/partial.h"
+#include "croquis/attention/workspace.h"
 #include "croquis/simd/dense_kernels.h"
 #include "croquis/simd/page_kernels.h"
 
@@ -20,24 +20,9 @@ constexpr float kNegligible = float(30 * std::numbers::log2e);
 
 constexpr int64_t kSoftmaxRows = 16;  // go through a kernel at once
 
-constexpr size_t Round64(size_t n) { return (n + 63) / 64 * 64; }
-
 size_t ScratchBytes(const kvcache::HeadView& head, int64_t rows) {
   return Round64(std::max(head.key->ScratchBytes(rows), head.value->ScratchBytes(rows)));
 }
-
-// Hands out pieces of a block of memory, 64-byte aligned.
-class Pieces {
- public:
-  explicit Pieces(std::byte* memory) : at_(memory) {}
-  template <class T>
-  T* Take(size_t count) {
-    return reinterpret_cast<T*>(std::exchange(at_, at_ + Round64(count * sizeof(T))));
-  }
-
- private:
-  std::byte* at_;
-};
 
 }  // namespace
 
@@ -88,9 +73,9 @@ Stream::Stream(const HeadQuery& query, StreamState state, std::byte* memory, std
   Pieces own(memory), all(shared);
   p_scale_ = own.Take<float>(rows);
   slots_ = own.Take<Slots>(rows);
-  center_memory_ = own.Take<std::byte>(0);
+  center_memory_ = own.rest();
   logits_ = all.Take<float>(rows * kDenseTile);
-  scratch_ = all.Take<std::byte>(0);
+  scratch_ = all.rest();
   std::memset(state.sums.data, 0, size_t(state.sums.rows * state.sums.cols) * 4);
   std::fill_n(state.max, rows, simd::kMasked);
   std::fill_n(state.mass, rows, 0.f);

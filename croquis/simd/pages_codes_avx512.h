@@ -134,13 +134,13 @@ inline __m512i Broadcast(const void* p) {
 // second line only 25 %. Into the second cache: lines on their way into the first hold one of its few fill buffers.
 class Ahead {
  public:
-  // The lines of [page + distance, page + bytes), then `distance` bytes from `next` (null: none), over `steps` calls.
-  Ahead(const std::byte* page, size_t bytes, const std::byte* next, int steps, int64_t distance = kNear)
+  // The lines of [page + kNear, page + bytes), then as much from `next` (null: none), over `steps` calls.
+  Ahead(const std::byte* page, size_t bytes, const std::byte* next, int steps)
       : at_(reinterpret_cast<const char*>(page)),
         end_(at_ + (bytes + 63) / 64 * 64),
         next_(next == nullptr ? nullptr : reinterpret_cast<const char*>(next)),
         step_(uint32_t((size_t(end_ - at_) * 1024 + size_t(steps) - 1) / size_t(steps))) {
-    at_ += end_ - at_ > distance ? distance : end_ - at_;
+    at_ += end_ - at_ > kNear ? kNear : end_ - at_;
     if (at_ == end_) Wrap();
   }
   [[gnu::always_inline]] void Step() {
