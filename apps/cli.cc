@@ -121,10 +121,18 @@ Result<std::string> BundledPath(const std::string& name) {
                   "); name a model, or set CROQUIS_MODEL");
 }
 
+// The model named on the command line, else by CROQUIS_MODEL, else "".
+static std::string NamedModel(const std::string& path) {
+  const char* env = std::getenv("CROQUIS_MODEL");
+  return !path.empty() || env == nullptr ? path : env;
+}
+
+bool TakesBundled(const ModelOptions& options) { return NamedModel(options.path).empty(); }
+
 Result<std::string> ModelPath(const std::string& path) {
-  if (!path.empty()) return path;
-  if (const char* env = std::getenv("CROQUIS_MODEL"); env != nullptr && *env != '\0') return std::string(env);
-  return BundledPath("croquis-7m");
+  std::string named = NamedModel(path);
+  if (named.empty()) return BundledPath("croquis-7m");
+  return named;
 }
 
 void AddModelOptions(CLI::App& command, ModelOptions& options, bool positional_required) {

@@ -68,6 +68,8 @@ struct ModelOptions {
   std::string path, tokenizer, dtype = "auto";
 };
 void AddModelOptions(CLI::App& command, ModelOptions& options, bool positional_required);
+// Whether neither the command line nor CROQUIS_MODEL names a model, so that the bundled one is taken.
+bool TakesBundled(const ModelOptions& options);
 Result<std::unique_ptr<model::Model>> LoadModel(const ModelOptions& options, Executor& executor);
 // The model's tokenizer, or an error that says how to name one.
 Result<const model::Tokenizer*> NeedTokenizer(const model::Model& model);

@@ -1,7 +1,6 @@
 // croquis demo: why one wants this, in one screen.
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <iostream>
 
 #include "apps/cli.h"
@@ -154,9 +153,7 @@ void PrintNext() {
 
 // Facts hidden in the text and asked for: what of them the bundled model finds with each cache.
 Status FindFacts(const DemoOptions& o, const std::string& text, Executor& executor) {
-  ModelOptions options;
-  CROQUIS_TRY(options.path, BundledPath("croquis-7m"));
-  CROQUIS_TRY(const auto model, LoadModel(options, executor));
+  CROQUIS_TRY(const auto model, LoadModel(o.model, executor));
   CacheOptions caches;
   caches.kv = {"f16", "k=eden:bits=4,v=eden:bits=3", "eden:bits=2", "turboquant:bits=1"};
   eval::NeedleOptions needle;
@@ -175,8 +172,8 @@ Status FindFacts(const DemoOptions& o, const std::string& text, Executor& execut
   const int64_t facts = needle.trials * int64_t(needle.depths.size());
   std::cout << "\n"
             << facts << " facts hidden in " << Grouped(needle.lengths[0])
-            << " tokens of the book (\"The secret number of "
-            << "...\"), one at a time; found by " << model->config().name << ":\n";
+            << " tokens of the book (\"The secret number of ...\"), one at a time; found by " << model->config().name
+            << ":\n";
   for (size_t i = 0; i < found.size(); i++)
     std::cout << Printf("    %-28s %3.0f of %lld\n", caches.kv[i].c_str(), found[i], static_cast<long long>(facts));
   return {};
@@ -193,7 +190,7 @@ Status Run(const DemoOptions& o) {
   CROQUIS_TRY(const auto executor, Start(o.common));
   // Of the bundled models the older one reads on past its 2,048 tokens: it uses less of its context.
   ModelOptions reader = o.model;
-  const bool bundled = reader.path.empty() && std::getenv("CROQUIS_MODEL") == nullptr;
+  const bool bundled = TakesBundled(o.model);
   if (bundled) {
     CROQUIS_TRY(reader.path, BundledPath("croquis-4m"));
   }
