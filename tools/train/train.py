@@ -133,6 +133,11 @@ def train(run: Run, args: argparse.Namespace) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.append(1))
     lengths = tuple(sorted({p['length'] for p in run.plan['phases']}))
+
+    def log_evaluation() -> None:
+        evaluation = evaluate(run.model, valid, run.device, lengths)
+        log.write(json.dumps({'step': run.step, 'tokens': run.tokens, 'evaluation': evaluation}) + '\n')
+
     cooldown, source = args.cooldown, batches(run, recipe)
     seen = {'text': [], 'answer': []}
     since, begun, saved = run.tokens, time.monotonic(), time.process_time()
@@ -167,24 +172,14 @@ def train(run: Run, args: argparse.Namespace) -> None:
                 }) + '\n')
             seen, since, begun = {'text': [], 'answer': []}, run.tokens, now
         if run.step % args.evaluate_every == 0:
-            log.write(
-                json.dumps({
-                    'step': run.step,
-                    'tokens': run.tokens,
-                    'evaluation': evaluate(run.model, valid, run.device, lengths)
-                }) + '\n')
+            log_evaluation()
             since, begun = run.tokens, time.monotonic()
         if time.process_time() - saved > args.checkpoint_minutes * 60 * torch.get_num_threads():
             run.save(args.out / 'checkpoint.pt')
             saved = time.process_time()
     run.save(args.out / 'checkpoint.pt')
     if not stop:
-        log.write(
-            json.dumps({
-                'step': run.step,
-                'tokens': run.tokens,
-                'evaluation': evaluate(run.model, valid, run.device, lengths)
-            }) + '\n')
+        log_evaluation()
         run.save(args.out / 'final.pt')
 
 
