@@ -243,10 +243,9 @@ class Call {
   void JoinHead(const Piece& p, int64_t i, std::byte* memory) {
     const MatView<float> rows(reinterpret_cast<float*>(memory), p.rows, cut_.head_dim);
     memory += Round64(size_t(p.rows * cut_.head_dim) * 4);
-    Join(heads_[size_t(p.first_head + i)],
-         {p.pages + size_t(i) * page_state_bytes_, size_t(cut_.heads) * page_state_bytes_,
-          cut_.pages > cut_.first_page ? cut_.runs : 0, p.dense + size_t(i) * dense_state_bytes_},
-         rows, memory);
+    const PassStates pages = {p.pages + size_t(i) * page_state_bytes_, size_t(cut_.heads) * page_state_bytes_,
+                              cut_.pages > cut_.first_page ? cut_.runs : 0, p.rows};
+    Join(heads_[size_t(p.first_head + i)], {{&pages, 1}, p.dense + size_t(i) * dense_state_bytes_}, rows, memory);
     for (int64_t r = 0; r < p.rows; ++r) {
       const int64_t token = p.first + r / cut_.group, head = (p.first_head + i) * cut_.group + r % cut_.group;
       std::copy_n(rows.Row(r), cut_.head_dim, out_.Row(token) + head * cut_.head_dim);

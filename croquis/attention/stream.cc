@@ -124,9 +124,10 @@ bool Stream::TakeIn(int64_t row, float top, float sum) {
 }
 
 void Stream::Pages(std::span<Stream> streams, int64_t begin, int64_t end) {
-  const HeadQuery& one = streams[0].query_;
-  // Pages that no row sees; all streams see the same.
-  begin = std::max(begin, std::max<int64_t>(0, one.first_visible_ - one.head_.sinks) / kPage);
+  int64_t first = streams[0].query_.first_visible_;
+  for (const Stream& s : streams) first = std::min(first, s.query_.first_visible_);
+  // Pages that no row sees.
+  begin = std::max(begin, std::max<int64_t>(0, first - streams[0].query_.head_.sinks) / kPage);
   if (begin >= end) return;
   const simd::PageScope scope;
   for (Stream& s : streams)
@@ -206,37 +207,52 @@ void Stream::DenseTile(std::span<const DenseRows> segments, int64_t tokens) {
   }
 }
 
+int64_t JoinedStates::Runs() const {
+  int64_t n = 0;
+  for (const PassStates& p : passes) n += p.runs;
+  return n;
+}
+
 size_t JoinBytes(const kvcache::HeadView& head, int64_t rows, int64_t head_dim, int64_t runs) {
   return StreamState::Bytes(rows, head.value->AccDim()) + Round64(size_t(rows * head_dim) * 4) +
          Round64(size_t(runs) * 4);
 }
 
 void Join(const kvcache::HeadView& head, const JoinedStates& states, MatView<float> out, std::byte* memory) {
-  const int64_t rows = out.rows, width = head.value->AccDim();
+  const int64_t rows = out.rows, width = head.value->AccDim(), runs = states.Runs();
   Pieces pieces(memory);
   StreamState pages = StreamState::At(pieces.Take<std::byte>(StreamState::Bytes(rows, width)), rows, width);
   const MatView<float> sums(pieces.Take<float>(size_t(rows * out.cols)), rows, out.cols);
-  float* weights = pieces.Take<float>(size_t(states.runs));
-  const auto run = [&](int64_t i) {
-    return StreamState::At(const_cast<std::byte*>(states.pages) + size_t(i) * states.stride, rows, width);
+  float* const weights = pieces.Take<float>(size_t(runs));
+  const auto run = [&](const PassStates& p, int64_t i) {
+    return StreamState::At(const_cast<std::byte*>(p.data) + size_t(i) * p.stride, p.rows, width);
   };
   std::memset(pages.sums.data, 0, size_t(rows * width) * 4);
   for (int64_t r = 0; r < rows; ++r) {
     float max = simd::kMasked, mass = 0;
-    for (int64_t i = 0; i < states.runs; ++i) max = std::max(max, run(i).max[r]);
-    for (int64_t i = 0; i < states.runs; ++i) {
-      weights[i] = run(i).mass[r] > 0 ? std::exp2(run(i).max[r] - max) : 0.f;
-      mass += weights[i] * run(i).mass[r];
-    }
+    for (const PassStates& p : states.passes)
+      for (int64_t i = 0; i < p.runs; ++i) max = std::max(max, run(p, i).max[p.first + r]);
+    float* weight = weights;
+    for (const PassStates& p : states.passes)
+      for (int64_t i = 0; i < p.runs; ++i, ++weight) {
+        const StreamState s = run(p, i);
+        *weight = s.mass[p.first + r] > 0 ? std::exp2(s.max[p.first + r] - max) : 0.f;
+        mass += *weight * s.mass[p.first + r];
+      }
     pages.max[r] = max, pages.mass[r] = mass;
+    if (mass == 0) continue;
     // The states' sums are rows of 32-bit numbers, `stride` bytes apart: a weighted sum of them as of any values.
     const float one = 1;
-    if (mass > 0)
-      simd::Dense().accumulate_rows(simd::RowType::kF32, weights, 0, &one, 1,
-                                    reinterpret_cast<const std::byte*>(run(0).sums.Row(r)), int64_t(states.stride),
-                                    states.runs, {pages.sums.Row(r), 1, width});
+    weight = weights;
+    for (const PassStates& p : states.passes) {
+      if (p.runs > 0)
+        simd::Dense().accumulate_rows(simd::RowType::kF32, weight, 0, &one, 1,
+                                      reinterpret_cast<const std::byte*>(run(p, 0).sums.Row(p.first + r)),
+                                      int64_t(p.stride), p.runs, {pages.sums.Row(r), 1, width});
+      weight += p.runs;
+    }
   }
-  if (states.runs > 0) head.value->Finish(pages.sums, sums);
+  if (runs > 0) head.value->Finish(pages.sums, sums);
   const StreamState dense = StreamState::At(const_cast<std::byte*>(states.dense), rows, out.cols);
   const auto partial = [](const StreamState& s, int64_t r, MatView<float> a) {
     const float max = s.mass[r] == 0 ? kEmptyMax : s.max[r] * std::numbers::ln2_v<float>;
@@ -244,7 +260,7 @@ void Join(const kvcache::HeadView& head, const JoinedStates& states, MatView<flo
   };
   for (int64_t r = 0; r < rows; ++r) {
     Partial all = partial(dense, r, dense.sums);
-    if (states.runs > 0) Merge(partial(pages, r, sums), all);
+    if (runs > 0) Merge(partial(pages, r, sums), all);
     Finalize(all, out[r]);
   }
 }

@@ -65,9 +65,9 @@ class Stream {
   // Begins with the empty state.
   Stream(const HeadQuery& query, StreamState state, std::byte* memory, std::byte* shared);
 
-  // Takes pages [begin, end) into all streams: kv heads of one layer that see the same positions. Page by page and head
-  // by head, which is the order of the pages in memory. Called at most once; the
-  // states are as wide as the value codec's AccDim.
+  // Takes pages [begin, end) into all streams: kv heads of one layer, or further query rows of one. Page by page and
+  // stream by stream, which is the order of the pages in memory. Called at most once; the states are as wide as the value
+  // codec's AccDim.
   static void Pages(std::span<Stream> streams, int64_t begin, int64_t end);
   // Takes in dense rows; segments come in ascending order of position. The state is head_dim wide.
   void Dense(std::span<const DenseRows> segments);
@@ -95,15 +95,20 @@ class Stream {
   std::optional<CenterScore> center_;
 };
 
-// The states of all streams over one kv head's keys: `runs` of them over pages, number i at pages + i * stride bytes,
-// and one over dense rows, as StreamState::At lays them out.
-struct JoinedStates {
-  const std::byte* pages = nullptr;
+// The states that a pass over some pages left, as StreamState::At lays them out: `runs` of them, number i at data + i *
+// stride bytes, each of `rows` query rows. Those from `first` on are meant.
+struct PassStates {
+  const std::byte* data = nullptr;
   size_t stride = 0;
-  int64_t runs = 0;
-  const std::byte* dense = nullptr;
+  int64_t runs = 0, rows = 0, first = 0;
 };
-// out [rows, head_dim]: the answers. memory: JoinBytes.
+// The states of all streams over one kv head's keys: passes over pages (of one value codec), and one over dense rows.
+struct JoinedStates {
+  std::span<const PassStates> passes;
+  const std::byte* dense = nullptr;
+  int64_t Runs() const;
+};
+// out [rows, head_dim]: the answers. memory: JoinBytes for as many runs as all passes have together.
 size_t JoinBytes(const kvcache::HeadView& head, int64_t rows, int64_t head_dim, int64_t runs);
 void Join(const kvcache::HeadView& head, const JoinedStates& states, MatView<float> out, std::byte* memory);
 
