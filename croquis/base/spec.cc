@@ -34,6 +34,33 @@ bool ParseInt(std::string_view s, int64_t& v) {
   return ec == std::errc() && end == s.data() + s.size();
 }
 
+bool ParseReal(std::string_view s, double& v) {
+  const auto [end, ec] = std::from_chars(s.data(), s.data() + s.size(), v);
+  return ec == std::errc() && end == s.data() + s.size();
+}
+
+// "0.05", without trailing zeros.
+std::string Short(double v) {
+  char text[32];
+  return {text, std::to_chars(text, text + sizeof text, v).ptr};
+}
+
+Status CheckValue(const std::string& method, const ParamInfo& p, std::string_view value) {
+  const std::string what = method + ": " + std::string(p.name) + " is ", got = ", got '" + std::string(value) + "'";
+  if (!p.choices.empty()) {
+    if (!InChoices(p.choices, value)) return InvalidArgument(what + "one of " + std::string(p.choices) + got);
+  } else if (p.IsReal()) {
+    double v = 0;
+    if (!ParseReal(value, v) || !(v >= p.real_min && v <= p.real_max))
+      return OutOfRange(what + "a number from " + Short(p.real_min) + " to " + Short(p.real_max) + got);
+  } else {
+    int64_t v = 0;
+    if (!ParseInt(value, v) || v < p.min || v > p.max)
+      return OutOfRange(what + "a whole number from " + std::to_string(p.min) + " to " + std::to_string(p.max) + got);
+  }
+  return {};
+}
+
 }  // namespace
 
 std::string_view Spec::Word(std::string_view param) const {
@@ -46,6 +73,12 @@ std::string_view Spec::Word(std::string_view param) const {
 int64_t Spec::Int(std::string_view param) const {
   int64_t v = 0;
   ParseInt(Word(param), v);
+  return v;
+}
+
+double Spec::Real(std::string_view param) const {
+  double v = 0;
+  ParseReal(Word(param), v);
   return v;
 }
 
@@ -92,16 +125,7 @@ Result<Spec> Complete(const Spec& spec, std::span<const ParamInfo> params) {
       for (const ParamInfo& p : params) have += (have.empty() ? "" : ", ") + std::string(p.name);
       return InvalidArgument(spec.name + " has no parameter '" + key + "'; it has " + (have.empty() ? "none" : have));
     }
-    if (!it->choices.empty()) {
-      if (!InChoices(it->choices, value))
-        return InvalidArgument(spec.name + ": " + key + " is one of " + std::string(it->choices) + ", got '" + value +
-                               "'");
-    } else {
-      int64_t v = 0;
-      if (!ParseInt(value, v) || v < it->min || v > it->max)
-        return OutOfRange(spec.name + ": " + key + " is a whole number from " + std::to_string(it->min) + " to " +
-                          std::to_string(it->max) + ", got '" + value + "'");
-    }
+    CROQUIS_CHECK_OK(CheckValue(spec.name, *it, value));
     full.Set(key, value);
   }
   return full;

@@ -19,14 +19,17 @@ struct ParamInfo {
   int64_t min = 0, max = 0;       // inclusive range of an integer; unused when `choices` is set
   std::string_view choices = {};  // "auto|none|rope": the words allowed; empty for integers
   std::string_view help = {};
+  double real_min = 0, real_max = 0;  // inclusive range of a real number; used when real_max > real_min
+  bool IsReal() const { return real_max > real_min; }
 };
 
 struct Spec {
   std::string name;
   std::vector<std::pair<std::string, std::string>> params;
 
-  // The value of a parameter; both need a spec made by Complete, where every parameter is present and valid.
+  // The value of a parameter; all need a spec made by Complete, where every parameter is present and valid.
   int64_t Int(std::string_view param) const;
+  double Real(std::string_view param) const;
   std::string_view Word(std::string_view param) const;
   void Set(std::string_view param, std::string value);
 };

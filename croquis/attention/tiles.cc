@@ -1,0 +1,147 @@
+#include "croquis/attention/tiles.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numbers>
+
+#include "croquis/base/check.h"
+#include "croquis/base/dtype.h"
+
+namespace croquis::attention {
+namespace {
+
+constexpr float kLog2E = std::numbers::log2e_v<float>;
+constexpr float kLn2 = std::numbers::ln2_v<float>;
+
+}  // namespace
+
+void RowsView::Read(int64_t r, float* out) const {
+  const std::byte* from = Row(r);
+  for (int64_t i = 0; i < dim; ++i) {
+    if (type == simd::RowType::kF32) {
+      out[i] = reinterpret_cast<const float*>(from)[i];
+    } else {
+      const uint16_t bits = reinterpret_cast<const uint16_t*>(from)[i];
+      out[i] = type == simd::RowType::kF16 ? F16ToFloat(bits) : Bf16ToFloat(bits);
+    }
+  }
+}
+
+double Problem::Pairs() const {
+  double pairs = 0;
+  for (int64_t i = 0; i < q.rows; ++i) pairs += double(Visible(i).size());
+  return pairs * double(q.heads);
+}
+
+size_t KeySet::Bytes(TileType type, int64_t keys, int64_t dim, int64_t value_dim) {
+  const simd::TileLayout layout{type, dim, value_dim};
+  return size_t((keys + kTileKeys - 1) / kTileKeys) * (layout.KeyBlockBytes() + layout.ValueBlockBytes());
+}
+
+KeySet::KeySet(TileType type, int64_t keys, int64_t dim, int64_t value_dim)
+    : layout_{type, dim, value_dim}, keys_(keys), packed_(Bytes(type, keys, dim, value_dim)) {}
+
+void KeySet::PackBlock(int64_t block, const RowsView& k, const RowsView& v, std::span<const int32_t> index) {
+  const int64_t first = block * kTileKeys, n = std::min(kTileKeys, keys_ - first);
+  const bool gather = !index.empty();
+  const RowsView from_k = gather ? k : k.Rows(first, n), from_v = gather ? v : v.Rows(first, n);
+  simd::Tiles(layout_.type)
+      .pack_block(
+          layout_, k.type, from_k.data, k.stride, from_v.data, v.stride, gather ? index.data() + first : nullptr, n,
+          packed_.data() + size_t(block) * layout_.KeyBlockBytes(),
+          packed_.data() + size_t(blocks()) * layout_.KeyBlockBytes() + size_t(block) * layout_.ValueBlockBytes());
+}
+
+void KeySet::Pack(Executor& executor, const RowsView& k, const RowsView& v, std::span<const int32_t> index) {
+  executor.ParallelFor(blocks(), [&](int64_t block, int) { PackBlock(block, k, v, index); });
+}
+
+void KeySet::SetLogWeight(int64_t slot, float log_weight) {
+  if (bias_.empty()) bias_.resize(size_t(blocks() * kTileKeys));
+  bias_[size_t(slot)] = log_weight * kLog2E;
+}
+
+void KeySet::SetFactor(int64_t slot, float factor) {
+  if (factor_.empty()) factor_.resize(size_t(blocks() * kTileKeys));
+  factor_[size_t(slot)] = factor * kLog2E;
+}
+
+QueryTile::QueryTile(TileType type, int64_t dim, int64_t value_dim)
+    : layout_{type, dim, value_dim},
+      kernels_(&simd::Tiles(type)),
+      queries_(layout_.QueryBytes()),
+      scratch_(kernels_->scratch_bytes(layout_)),
+      sums_(kTileRows, layout_.PaddedValueDim()),
+      max_(kTileRows),
+      mass_(kTileRows),
+      row_factor_(kTileRows),
+      first_(kTileRows),
+      last_(kTileRows) {}
+
+void QueryTile::Load(const RowsView& q, int64_t rows, float scale, std::span<const int32_t> index,
+                     std::span<const float> row_factors) {
+  CROQUIS_DCHECK(rows <= kTileRows);
+  rows_ = rows;
+  // bf16 queries keep their bits: what is packed is +-q, and the kernel scales the logits.
+  const float exponent = scale * kLog2E,
+              factor = layout_.type == TileType::kF32 ? exponent : float((scale > 0) - (scale < 0));
+  scale_ = layout_.type == TileType::kF32 || scale == 0 ? 1 : std::abs(exponent);
+  kernels_->pack_queries(layout_, q.type, q.data, q.stride, index.empty() ? nullptr : index.data(), rows, factor,
+                         queries_.data());
+  std::fill(row_factor_.begin(), row_factor_.end(), 0.f);
+  std::copy(row_factors.begin(), row_factors.end(), row_factor_.begin());
+  Clear();
+}
+
+void QueryTile::Clear() {
+  std::fill(max_.begin(), max_.end(), simd::kMasked);
+  std::fill(mass_.begin(), mass_.end(), 0.f);
+  std::fill_n(sums_.data(), rows_ * sums_.cols(), 0.f);
+}
+
+void QueryTile::Attend(const KeySet& keys, int64_t begin, int64_t end) { Run(keys, begin, end, nullptr, nullptr); }
+
+void QueryTile::Attend(const KeySet& keys, int64_t begin, int64_t end, std::span<const Range> visible) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  for (int64_t r = 0; r < rows_; ++r) {
+    first_[size_t(r)] = int32_t(std::clamp<int64_t>(visible[size_t(r)].first, 0, kMost));
+    last_[size_t(r)] = int32_t(std::clamp<int64_t>(visible[size_t(r)].last, 0, kMost));
+  }
+  Run(keys, begin, end, first_.data(), last_.data());
+}
+
+void QueryTile::Run(const KeySet& keys, int64_t begin, int64_t end, const int32_t* first, const int32_t* last) {
+  CROQUIS_DCHECK(0 <= begin && end <= keys.keys_);
+  if (begin >= end || rows_ == 0) return;
+  simd::TileCall call;
+  call.layout = layout_;
+  call.queries = queries_.data();
+  call.rows = rows_;
+  call.keys = keys.packed_.data();
+  call.values = keys.packed_.data() + size_t(keys.blocks()) * layout_.KeyBlockBytes();
+  call.begin = begin, call.end = end;
+  call.scale = scale_;
+  call.first = first, call.last = last;
+  call.bias = keys.bias_.empty() ? nullptr : keys.bias_.data();
+  if (!keys.factor_.empty()) call.row_factor = row_factor_.data(), call.key_factor = keys.factor_.data();
+  call.max = max_.data(), call.mass = mass_.data();
+  call.sums = sums_.View().Rows(0, rows_);
+  call.scratch = scratch_.data();
+  kernels_->attend(call);
+}
+
+Partial QueryTile::State(int64_t row) {
+  const bool empty = mass_[size_t(row)] == 0;
+  return {
+      empty ? kEmptyMax : max_[size_t(row)] * kLn2, mass_[size_t(row)], {sums_.Row(row), size_t(layout_.value_dim)}};
+}
+
+void QueryTile::Merge(int64_t row, const Partial& from) {
+  Partial into = State(row);
+  attention::Merge(from, into);
+  max_[size_t(row)] = into.l == 0 ? simd::kMasked : into.m * kLog2E;
+  mass_[size_t(row)] = into.l;
+}
+
+}  // namespace croquis::attention

@@ -1,0 +1,95 @@
+// What dense methods are written with: sets of packed keys, and tiles of query rows that run against any of them. A
+// tile keeps one streaming softmax over all it has met, so exact parts, hash windows, weighted samples and virtual keys
+// add up in one state.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "croquis/attention/partial.h"
+#include "croquis/attention/problem.h"
+#include "croquis/base/executor.h"
+#include "croquis/base/memory.h"
+#include "croquis/base/result.h"
+#include "croquis/simd/tile_kernels.h"
+
+namespace croquis::attention {
+
+using simd::kTileKeys;
+using simd::kTileRows;
+using simd::TileType;
+
+// Keys and values of one kv head in packed blocks of 64, in the order the caller gives them, with optional weights.
+class KeySet {
+ public:
+  KeySet() = default;
+  // Room for `keys` keys, which hold nothing yet. The caller checks Bytes() first (CheckMemory).
+  KeySet(TileType type, int64_t keys, int64_t dim, int64_t value_dim);
+  static size_t Bytes(TileType type, int64_t keys, int64_t dim, int64_t value_dim);
+
+  int64_t keys() const { return keys_; }
+  int64_t blocks() const { return (keys_ + kTileKeys - 1) / kTileKeys; }
+  const simd::TileLayout& layout() const { return layout_; }
+
+  // Packs block `block`: slots 64 block .. of the set hold rows index[slot] of k and v (index over the whole set;
+  // empty: rows in order). Blocks may be packed from different threads.
+  void PackBlock(int64_t block, const RowsView& k, const RowsView& v, std::span<const int32_t> index = {});
+  // All blocks, in parallel.
+  void Pack(Executor& executor, const RowsView& k, const RowsView& v, std::span<const int32_t> index = {});
+
+  // Adds to the logits of slot `slot` the natural logarithm of a weight: ln 2 counts a key twice. Sets a table of
+  // zeros up at the first call, so call it from one thread.
+  void SetLogWeight(int64_t slot, float log_weight);
+  // Adds row_factor(query) * factor to the logits of a slot (natural log); see QueryTile::Load.
+  void SetFactor(int64_t slot, float factor);
+
+ private:
+  friend class QueryTile;
+  simd::TileLayout layout_;
+  int64_t keys_ = 0;
+  Buffer packed_;                     // blocks of keys, then blocks of values
+  std::vector<float> bias_, factor_;  // base 2; empty: none
+};
+
+// Up to 64 query rows of one head and their running state. One a worker, used again and again; takes no memory after
+// construction.
+class QueryTile {
+ public:
+  QueryTile(TileType type, int64_t dim, int64_t value_dim);
+
+  // Rows index[0 .. rows) of q (empty: rows 0 .. rows); logits are scale * <q, k>. Forgets the state.
+  // row_factors: one a row, for key sets with factors.
+  void Load(const RowsView& q, int64_t rows, float scale, std::span<const int32_t> index = {},
+            std::span<const float> row_factors = {});
+  int64_t rows() const { return rows_; }
+
+  // Takes in slots [begin, end) of a set, which must be of the tile's type and dims.
+  void Attend(const KeySet& keys, int64_t begin, int64_t end);
+  // Row r takes in [begin, end) and visible[r] only.
+  void Attend(const KeySet& keys, int64_t begin, int64_t end, std::span<const Range> visible);
+
+  // The state of a row; `a` stays the tile's. Valid until the next Load or Attend.
+  Partial State(int64_t row);
+  // Forgets what has been taken in, keeps the queries.
+  void Clear();
+  // Takes in states kept elsewhere: m, l of one row and a [value_dim].
+  void Merge(int64_t row, const Partial& from);
+  // The answer of a row and the log-sum-exp (kEmptyMax where nothing was seen).
+  float Finalize(int64_t row, std::span<float> out) { return attention::Finalize(State(row), out); }
+
+ private:
+  void Run(const KeySet& keys, int64_t begin, int64_t end, const int32_t* first, const int32_t* last);
+
+  simd::TileLayout layout_;
+  const simd::TileKernels* kernels_;
+  int64_t rows_ = 0;
+  float scale_ = 1;
+  Buffer queries_, scratch_;
+  Matrix<float> sums_;
+  std::vector<float> max_, mass_, row_factor_;
+  std::vector<int32_t> first_, last_;
+};
+
+}  // namespace croquis::attention

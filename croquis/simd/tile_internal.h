@@ -1,0 +1,10 @@
+// The forms of TileKernels that this build holds; Tiles() in tile_kernels.cc picks among them.
+#pragma once
+
+#include "croquis/simd/tile_kernels.h"
+
+namespace croquis::simd {
+
+const TileKernels& TilesScalar(TileType type);
+
+}  // namespace croquis::simd
