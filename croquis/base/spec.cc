@@ -4,6 +4,7 @@
 #include <charconv>
 
 #include "croquis/base/check.h"
+#include "croquis/base/layer_heads.h"
 
 namespace croquis {
 namespace {
@@ -12,13 +13,6 @@ bool WordChar(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '.' || c == '-';
 }
 bool IsWord(std::string_view s) { return !s.empty() && std::all_of(s.begin(), s.end(), WordChar); }
-
-// Method strings come from users and files: quote at most the beginning of what was got.
-std::string Quote(std::string_view s) {
-  std::string out = "'";
-  for (char c : s.substr(0, 60)) out += (c >= 32 && c < 127) ? c : '?';
-  return out + (s.size() > 60 ? "...'" : "'");
-}
 
 bool InChoices(std::string_view choices, std::string_view word) {
   while (true) {
@@ -95,7 +89,7 @@ Result<Spec> ParseSpec(std::string_view text) {
   Spec spec;
   const size_t colon = text.find(':');
   const std::string_view name = text.substr(0, colon);
-  if (!IsWord(name)) return InvalidArgument("a method string is name:key=value,key=value; got " + Quote(text));
+  if (!IsWord(name)) return InvalidArgument("a method string is name:key=value,key=value; got " + Quoted(text));
   spec.name = name;
   if (colon == text.npos) return spec;
   std::string_view rest = text.substr(colon + 1);
@@ -104,10 +98,10 @@ Result<Spec> ParseSpec(std::string_view text) {
     const std::string_view item = rest.substr(0, comma);
     const size_t eq = item.find('=');
     if (eq == item.npos || !IsWord(item.substr(0, eq)) || !IsWord(item.substr(eq + 1)))
-      return InvalidArgument(spec.name + ": wanted key=value, got " + Quote(item) + " in " + Quote(text));
+      return InvalidArgument(spec.name + ": wanted key=value, got " + Quoted(item) + " in " + Quoted(text));
     const std::string_view key = item.substr(0, eq);
     for (const auto& [k, v] : spec.params)
-      if (k == key) return InvalidArgument(spec.name + ": " + k + " is given twice in " + Quote(text));
+      if (k == key) return InvalidArgument(spec.name + ": " + k + " is given twice in " + Quoted(text));
     spec.params.emplace_back(std::string(key), std::string(item.substr(eq + 1)));
     if (comma == rest.npos) return spec;
     rest.remove_prefix(comma + 1);

@@ -16,6 +16,7 @@
 #include <string_view>
 #include <vector>
 
+#include "croquis/base/layer_heads.h"
 #include "croquis/base/result.h"
 #include "croquis/base/view.h"
 #include "croquis/codecs/codec.h"
@@ -33,8 +34,7 @@ struct KvPair {
 struct KvPolicy {
   KvPair base;
   struct Override {
-    int64_t layer_begin, layer_end;  // half-open
-    int64_t head_begin, head_end;    // half-open; all heads when head_end < 0
+    LayerHeads at;  // layers and kv heads
     KvPair pair;
   };
   std::vector<Override> overrides;

@@ -38,16 +38,7 @@ Status CheckConfig(const CacheConfig& c) {
     return Range("rotated pairs", int64_t(c.rope.inv_freq.size()), 0, c.head_dim / 2);
   for (const double w : c.rope.inv_freq)
     if (!(std::fabs(w) <= 1e6)) return InvalidArgument("cache: a RoPE frequency is not a finite number");
-  for (const auto& o : c.policy.overrides) {
-    if (o.layer_begin < 0 || o.layer_begin >= o.layer_end || o.layer_end > c.layers)
-      return OutOfRange("cache: an override names layers " + std::to_string(o.layer_begin) + " to " +
-                        std::to_string(o.layer_end - 1) + ", but the model has layers 0 to " +
-                        std::to_string(c.layers - 1));
-    if (o.head_end >= 0 && (o.head_begin < 0 || o.head_begin >= o.head_end || o.head_end > c.kv_heads))
-      return OutOfRange("cache: an override names kv heads " + std::to_string(o.head_begin) + " to " +
-                        std::to_string(o.head_end - 1) + ", but the model has kv heads 0 to " +
-                        std::to_string(c.kv_heads - 1));
-  }
+  for (const auto& o : c.policy.overrides) CROQUIS_CHECK_OK(o.at.Check("cache", c.layers, c.kv_heads, "kv heads"));
   return {};
 }
 
