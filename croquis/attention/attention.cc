@@ -1,7 +1,6 @@
 #include "croquis/attention/attention.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -223,7 +222,10 @@ class Call {
 
   void DenseTask(const Piece& p, int64_t i, std::byte* memory) {
     const auto state = StreamState::At(p.dense + size_t(i) * dense_state_bytes_, p.rows, cut_.head_dim);
-    Stream(p.Query(i), state, memory, memory + stream_bytes_).Dense(DenseSegments(p.first_head + i));
+    const kvcache::HeadView& head = heads_[size_t(p.first_head + i)];
+    const std::byte* chunk = chunk_ + chunk_at_[size_t(p.first_head + i)];
+    Stream(p.Query(i), state, memory, memory + stream_bytes_)
+        .Dense(ExactRows(head, chunk, chunk + cut_.tokens * head.row_bytes, cut_.tokens));
   }
 
   // The states of run `run` at `states`, one a head.
@@ -252,20 +254,6 @@ class Call {
     }
   }
 
-  // Sinks, the ring in its two parts, the chunk.
-  std::array<DenseRows, 4> DenseSegments(int64_t h) const {
-    const kvcache::HeadView& head = heads_[size_t(h)];
-    const int64_t in_ring = std::max<int64_t>(0, head.length - head.sinks - head.encoded);
-    const int64_t slot = in_ring > 0 ? head.encoded % head.slots : 0,
-                  before_wrap = std::min(in_ring, head.slots - slot);
-    const int64_t ring = head.sinks + head.encoded;
-    const std::byte* chunk = chunk_ + chunk_at_[size_t(h)];
-    return {DenseRows{head.sink_k, head.sink_v, 0, head.sinks},
-            DenseRows{head.ring_k + slot * head.row_bytes, head.ring_v + slot * head.row_bytes, ring, before_wrap},
-            DenseRows{head.ring_k, head.ring_v, ring + before_wrap, in_ring - before_wrap},
-            DenseRows{chunk, chunk + cut_.tokens * head.row_bytes, head.length, cut_.tokens}};
-  }
-
   const AttendOptions& options_;
   const MatView<const float> q_;
   const MatView<float> out_;
@@ -277,14 +265,15 @@ class Call {
   std::byte *chunk_ = nullptr, *queries_ = nullptr, *page_states_ = nullptr, *dense_states_ = nullptr;
 };
 
-Status CheckShapes(const kvcache::KvCache& cache, const AttendOptions& options, MatView<const float> q,
-                   MatView<const float> k, MatView<float> out) {
-  const auto& c = cache.config();
+}  // namespace
+
+Status CheckQueries(const kvcache::CacheConfig& c, const AttendOptions& options, MatView<const float> q, int64_t tokens,
+                    MatView<float> out) {
   const auto shape = [](int64_t rows, int64_t cols) {
     return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]";
   };
-  if (q.cols < 1 || q.cols % (c.kv_heads * c.head_dim) != 0 || q.rows != k.rows)
-    return InvalidArgument("attention: queries must be [" + std::to_string(k.rows) + ", a multiple of " +
+  if (q.cols < 1 || q.cols % (c.kv_heads * c.head_dim) != 0 || q.rows != tokens)
+    return InvalidArgument("attention: queries must be [" + std::to_string(tokens) + ", a multiple of " +
                            std::to_string(c.kv_heads * c.head_dim) + "], got " + shape(q.rows, q.cols));
   if (out.rows != q.rows || out.cols != q.cols)
     return InvalidArgument("attention: the output must be " + shape(q.rows, q.cols) + ", got " +
@@ -295,12 +284,10 @@ Status CheckShapes(const kvcache::KvCache& cache, const AttendOptions& options, 
   return {};
 }
 
-}  // namespace
-
 Status AttendAndAppend(Executor& executor, kvcache::KvCache& cache, const AttendOptions& options,
                        MatView<const float> q, MatView<const float> k, MatView<const float> v, MatView<float> out) {
   CROQUIS_CHECK_OK(kvcache::CheckAppend(cache, options.layer, k, v));
-  CROQUIS_CHECK_OK(CheckShapes(cache, options, q, k, out));
+  CROQUIS_CHECK_OK(CheckQueries(cache.config(), options, q, k.rows, out));
   if (q.rows == 0) return {};
   Call call(cache, options, q, out);
   call.Run(executor, k, v, kvcache::Workspace(cache, call.Bytes(executor.threads())));

@@ -25,4 +25,8 @@ struct AttendOptions {
 Status AttendAndAppend(Executor& executor, kvcache::KvCache& cache, const AttendOptions& options,
                        MatView<const float> q, MatView<const float> k, MatView<const float> v, MatView<float> out);
 
+// What every form of the call checks: the shapes of the queries of `tokens` tokens and of the output, and the options.
+Status CheckQueries(const kvcache::CacheConfig& config, const AttendOptions& options, MatView<const float> q,
+                    int64_t tokens, MatView<float> out);
+
 }  // namespace croquis::attention

@@ -26,6 +26,17 @@ size_t ScratchBytes(const kvcache::HeadView& head, int64_t rows) {
 
 }  // namespace
 
+std::array<DenseRows, 4> ExactRows(const kvcache::HeadView& head, const std::byte* new_k, const std::byte* new_v,
+                                   int64_t tokens) {
+  const int64_t in_ring = std::max<int64_t>(0, head.length - head.sinks - head.encoded);
+  const int64_t slot = in_ring > 0 ? head.encoded % head.slots : 0, before_wrap = std::min(in_ring, head.slots - slot);
+  const int64_t ring = head.sinks + head.encoded;
+  return {DenseRows{head.sink_k, head.sink_v, 0, head.sinks},
+          DenseRows{head.ring_k + slot * head.row_bytes, head.ring_v + slot * head.row_bytes, ring, before_wrap},
+          DenseRows{head.ring_k, head.ring_v, ring + before_wrap, in_ring - before_wrap},
+          DenseRows{new_k, new_v, head.length, tokens}};
+}
+
 size_t HeadQuery::Bytes(const kvcache::HeadView& head, int64_t rows, int64_t head_dim) {
   return Round64(head.key->QueryBytes(rows)) + (head.center ? CenterQuery::Bytes(rows, head_dim) : 0);
 }

@@ -2,6 +2,7 @@
 // for coded pages and dense rows; base 2 inside (log2 e is folded into the queries), natural log in a Partial.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -25,6 +26,11 @@ struct DenseRows {
   const std::byte *k = nullptr, *v = nullptr;
   int64_t position = 0, tokens = 0;
 };
+
+// What a head holds exactly, in ascending order of position: sinks, the ring in its two parts, and `tokens` new rows at
+// new_k, new_v, which follow it.
+std::array<DenseRows, 4> ExactRows(const kvcache::HeadView& head, const std::byte* new_k, const std::byte* new_v,
+                                   int64_t tokens);
 
 // Query rows of one kv head, prepared for its pages. Made once, used by all streams over them, also at the same time.
 class HeadQuery {
@@ -66,8 +72,8 @@ class Stream {
   Stream(const HeadQuery& query, StreamState state, std::byte* memory, std::byte* shared);
 
   // Takes pages [begin, end) into all streams: kv heads of one layer, or further query rows of one. Page by page and
-  // stream by stream, which is the order of the pages in memory. Called at most once; the states are as wide as the value
-  // codec's AccDim.
+  // stream by stream, which is the order of the pages in memory. Called at most once; the states are as wide as the
+  // value codec's AccDim.
   static void Pages(std::span<Stream> streams, int64_t begin, int64_t end);
   // Takes in dense rows; segments come in ascending order of position. The state is head_dim wide.
   void Dense(std::span<const DenseRows> segments);
