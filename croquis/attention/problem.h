@@ -71,6 +71,8 @@ struct Problem {
   }
   // Pairs that exact attention evaluates, over all heads.
   double Pairs() const;
+  // Query head h with its kv head alone.
+  Problem OneHead(int64_t h) const;
 };
 
 // out [heads, nq, value_dim] and, where lse is not null, the natural log-sum-exp of each row's logits, [heads, nq].
@@ -82,6 +84,10 @@ struct Output {
 
   MatView<float> Head(int64_t h, int64_t rows, int64_t value_dim) const {
     return {out + h * head_stride, rows, value_dim, row_stride};
+  }
+  // Head h alone, of `rows` rows.
+  Output OneHead(int64_t h, int64_t rows) const {
+    return {out + h * head_stride, head_stride, row_stride, lse == nullptr ? nullptr : lse + h * rows};
   }
 };
 

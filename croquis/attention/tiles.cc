@@ -34,6 +34,18 @@ double Problem::Pairs() const {
   return pairs * double(q.heads);
 }
 
+Problem Problem::OneHead(int64_t h) const {
+  const auto only = [](TensorView t, int64_t head) {
+    t.data = t.Head(head).data;
+    t.heads = 1;
+    return t;
+  };
+  const int64_t kv = h / Group();
+  Problem one = *this;
+  one.q = only(q, h), one.k = only(k, kv), one.v = only(v, kv);
+  return one;
+}
+
 size_t KeySet::Bytes(TileType type, int64_t keys, int64_t dim, int64_t value_dim) {
   const simd::TileLayout layout{type, dim, value_dim};
   return size_t((keys + kTileKeys - 1) / kTileKeys) * (layout.KeyBlockBytes() + layout.ValueBlockBytes());

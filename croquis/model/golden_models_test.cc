@@ -30,7 +30,7 @@ std::vector<TestTensor> Tensors(const json& entry) {
 
 // Logits of all ids, the last `decode` of them one at a time.
 Matrix<float> ComputeLogits(Model& model, Executor& executor, const std::vector<int32_t>& ids, int64_t chunk,
-                            int64_t decode, const char* kv = "f32") {
+                            int64_t decode, const char* kv = "f32", const char* prefill = nullptr) {
   const int64_t n = int64_t(ids.size()), prompt = n - decode;
   auto config = model.CacheTemplate();
   config.capacity = n;
@@ -40,7 +40,17 @@ Matrix<float> ComputeLogits(Model& model, Executor& executor, const std::vector<
   EXPECT_TRUE(cache) << cache.error().message;
   Matrix<float> logits(n, model.config().vocab);
   const std::span<const int32_t> all(ids);
-  auto status = model.Forward(executor, all.first(size_t(prompt)), **cache, logits.View().Rows(0, prompt), chunk);
+  const auto prompt_ids = all.first(size_t(prompt));
+  const auto prompt_logits = logits.View().Rows(0, prompt);
+  Status status;
+  if (prefill == nullptr) {
+    status = model.Forward(executor, prompt_ids, **cache, prompt_logits, chunk);
+  } else {
+    auto method = model.MakePrefill(*attention::ParsePrefillPolicy(prefill));
+    EXPECT_TRUE(method) << method.error().message;
+    status = model.Prefill(executor, prompt_ids, **cache, **method, prompt_logits, chunk);
+    EXPECT_GT((*method)->report().pairs, 0);
+  }
   for (int64_t t = prompt; t < n && status; ++t)
     status = model.Forward(executor, all.subspan(size_t(t), 1), **cache, logits.View().Rows(t, 1), chunk);
   EXPECT_TRUE(status) << status.error().message;
@@ -76,6 +86,9 @@ TEST(GoldenModels, LogitsOfTransformers) {
     const auto whole = ComputeLogits(**model, one, ids, 256, 0);
     EXPECT_LT(RelativeError(entry, whole), 1e-5);
     EXPECT_LT(RelativeError(entry, ComputeLogits(**model, two, ids, 7, 9)), 1e-5);
+    // Read whole by attention on tensors, in one chunk and in several; then continued from the cache.
+    EXPECT_LT(RelativeError(entry, ComputeLogits(**model, one, ids, 256, 0, "f32", "exact")), 1e-5);
+    EXPECT_LT(RelativeError(entry, ComputeLogits(**model, two, ids, 5, 9, "f32", "exact")), 1e-5);
     // Half precision in the cache costs what f16 costs, no more.
     EXPECT_LT(RelativeError(entry, ComputeLogits(**model, two, ids, 16, 9, "f16")), 5e-3);
     const auto again = ComputeLogits(**model, two, ids, 256, 0);

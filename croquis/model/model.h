@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "croquis/attention/prefill.h"
 #include "croquis/base/executor.h"
 #include "croquis/base/result.h"
 #include "croquis/base/view.h"
@@ -76,6 +77,15 @@ class Model {
   virtual Status Forward(Executor& executor, std::span<const int32_t> tokens, kvcache::KvCache& cache,
                          MatView<float> logits, int64_t chunk = 256, Progress progress = nullptr,
                          void* context = nullptr) = 0;
+  // Reads a prompt whole into an empty cache, attention computed by `method` (made for this model: see MakePrefill) on
+  // exact keys and values, and appends them to the cache. All tokens' activations are in memory; matrix products run
+  // over `chunk` tokens. logits, progress (called after each layer, in tokens' worth of work) and errors as Forward.
+  virtual Status Prefill(Executor& executor, std::span<const int32_t> tokens, kvcache::KvCache& cache,
+                         attention::Prefill& method, MatView<float> logits, int64_t chunk = 256,
+                         Progress progress = nullptr, void* context = nullptr) = 0;
+  // A policy made ready for Prefill on this model.
+  virtual Result<std::unique_ptr<attention::Prefill>> MakePrefill(const attention::PrefillPolicy& policy,
+                                                                  uint64_t seed = 0) const = 0;
 };
 
 }  // namespace croquis::model

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "croquis/attention/attention.h"
+#include "croquis/attention/prefill.h"
 #include "croquis/base/memory.h"
 #include "croquis/model/transformer_ops.h"
 
@@ -42,27 +43,37 @@ uint64_t ModelId(const ModelConfig& c, const TransformerWeights& w, const Weight
   return h.value();
 }
 
-// Activations of one chunk, taken once for the largest chunk seen.
+// Activations, taken once for the most tokens seen: what attention needs of `rows` tokens at a time, and the rest of
+// `chunk` of them.
 struct Activations {
-  int64_t rows = 0;
-  Matrix<float> hidden, x, qkv, heads, gate_up, act, cos, sin;
+  int64_t rows = 0, chunk = 0;
+  Matrix<float> hidden, qkv, heads, cos, sin;  // [rows, ..]
+  Matrix<float> x, gate_up, act;               // [chunk, ..]
 
-  static int64_t Bytes(const ModelConfig& c, int64_t n) {
+  static int64_t Bytes(const ModelConfig& c, int64_t n, int64_t chunk) {
     const int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
-    const auto bytes = CheckedMul(n, (2 * c.hidden + 2 * q + 2 * kv + 3 * c.intermediate + c.head_dim) * 4);
-    return bytes.value_or(std::numeric_limits<int64_t>::max());
+    const auto whole = CheckedMul(n, (c.hidden + 2 * q + 2 * kv + c.head_dim) * 4),
+               part = CheckedMul(chunk, (c.hidden + 3 * c.intermediate) * 4);
+    constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+    return whole && part && *part <= kMost - *whole ? *whole + *part : kMost;
   }
   Activations() = default;
-  Activations(const ModelConfig& c, int64_t n)
+  Activations(const ModelConfig& c, int64_t n, int64_t part)
       : rows(n),
+        chunk(part),
         hidden(n, c.hidden),
-        x(n, c.hidden),
         qkv(n, (c.heads + 2 * c.kv_heads) * c.head_dim),
         heads(n, c.heads * c.head_dim),
-        gate_up(n, 2 * c.intermediate),
-        act(n, c.intermediate),
         cos(n, c.head_dim / 2),
-        sin(n, c.head_dim / 2) {}
+        sin(n, c.head_dim / 2),
+        x(part, c.hidden),
+        gate_up(part, 2 * c.intermediate),
+        act(part, c.intermediate) {}
+};
+
+// Tokens [first, first + n) of the activations.
+struct Rows {
+  int64_t first = 0, n = 0;
 };
 
 class Transformer final : public Model {
@@ -96,15 +107,36 @@ class Transformer final : public Model {
 
   Status Forward(Executor& executor, std::span<const int32_t> tokens, kvcache::KvCache& cache, MatView<float> logits,
                  int64_t chunk, Progress progress, void* context) override;
+  Status Prefill(Executor& executor, std::span<const int32_t> tokens, kvcache::KvCache& cache,
+                 attention::Prefill& method, MatView<float> logits, int64_t chunk, Progress progress,
+                 void* context) override;
+  Result<std::unique_ptr<attention::Prefill>> MakePrefill(const attention::PrefillPolicy& policy,
+                                                          uint64_t seed) const override {
+    return attention::Prefill::Make(policy, config_.layers, config_.heads, config_.kv_heads,
+                                    weights_.type == linalg::WeightType::kBf16, seed);
+  }
 
  private:
   Status Check(std::span<const int32_t> tokens, const kvcache::KvCache& cache, MatView<float> logits,
                int64_t chunk) const;
+  Status TakeActivations(int64_t rows, int64_t chunk);
   Status Chunk(Executor& executor, std::span<const int32_t> tokens, kvcache::KvCache& cache, MatView<float> logits);
   Status Embed(std::span<const int32_t> tokens, int64_t position);
-  Status Attention(Executor& executor, int64_t layer, int64_t n, kvcache::KvCache& cache);
-  Status Mlp(Executor& executor, const TransformerWeights::Layer& layer, int64_t n);
+  Status Qkv(Executor& executor, const TransformerWeights::Layer& layer, Rows rows);
+  Status OutAndMlp(Executor& executor, const TransformerWeights::Layer& layer, Rows rows);
   Status Logits(Executor& executor, int64_t n, int64_t position, MatView<float> logits);
+
+  // The queries, keys and values of the first n tokens.
+  MatView<float> Queries(int64_t n) { return a_.qkv.View().Rows(0, n).Cols(0, config_.heads * config_.head_dim); }
+  MatView<float> Keys(int64_t n) {
+    const int64_t d = config_.head_dim;
+    return a_.qkv.View().Rows(0, n).Cols(config_.heads * d, config_.kv_heads * d);
+  }
+  MatView<float> Values(int64_t n) {
+    const int64_t d = config_.head_dim;
+    return a_.qkv.View().Rows(0, n).Cols((config_.heads + config_.kv_heads) * d, config_.kv_heads * d);
+  }
+  float LogitScale() const { return float(1 / std::sqrt(double(config_.head_dim))); }
 
   // fn(row) for each row of the chunk; a single row is not worth waking anyone.
   template <class F>
@@ -151,10 +183,7 @@ Status Transformer::Forward(Executor& executor, std::span<const int32_t> tokens,
                             MatView<float> logits, int64_t chunk, Progress progress, void* context) {
   CROQUIS_CHECK_OK(Check(tokens, cache, logits, chunk));
   const int64_t total = int64_t(tokens.size()), first_logit = total - logits.rows;
-  if (const int64_t rows = std::min(chunk, total); rows > a_.rows) {
-    CROQUIS_CHECK_OK(CheckMemory(Activations::Bytes(config_, rows), "a chunk of " + std::to_string(rows) + " tokens"));
-    a_ = Activations(config_, rows);
-  }
+  CROQUIS_CHECK_OK(TakeActivations(std::min(chunk, total), std::min(chunk, total)));
   for (int64_t done = 0; done < total;) {
     const int64_t n = std::min(chunk, total - done);
     const int64_t wanted = std::clamp<int64_t>(done + n - first_logit, 0, n);
@@ -172,13 +201,65 @@ Status Transformer::Forward(Executor& executor, std::span<const int32_t> tokens,
   return {};
 }
 
+Status Transformer::Prefill(Executor& executor, std::span<const int32_t> tokens, kvcache::KvCache& cache,
+                            attention::Prefill& method, MatView<float> logits, int64_t chunk, Progress progress,
+                            void* context) {
+  CROQUIS_CHECK_OK(Check(tokens, cache, logits, chunk));
+  if (cache.length() > 0)
+    return InvalidArgument("a prompt is read whole into an empty cache; this one holds " +
+                           std::to_string(cache.length()) + " tokens, which Forward continues");
+  const int64_t total = int64_t(tokens.size());
+  CROQUIS_CHECK_OK(TakeActivations(total, std::min(chunk, total)));
+  CROQUIS_CHECK_OK(Embed(tokens, 0));
+  const auto each_chunk = [&](auto step) -> Status {
+    for (int64_t first = 0; first < total; first += chunk)
+      CROQUIS_CHECK_OK(step(Rows{first, std::min(chunk, total - first)}));
+    return {};
+  };
+  const auto layers = [&]() -> Status {
+    for (int64_t l = 0; l < config_.layers; ++l) {
+      const auto& w = weights_.layers[size_t(l)];
+      CROQUIS_CHECK_OK(each_chunk([&](Rows rows) { return Qkv(executor, w, rows); }));
+      CROQUIS_CHECK_OK(method.Attend(executor, {l, config_.Window(l), LogitScale(), Queries(total), Keys(total),
+                                                Values(total), a_.heads.View().Rows(0, total)}));
+      CROQUIS_CHECK_OK(cache.Append(l, Keys(total), Values(total)));
+      CROQUIS_CHECK_OK(each_chunk([&](Rows rows) { return OutAndMlp(executor, w, rows); }));
+      if (progress != nullptr && !progress(context, total * (l + 1) / config_.layers, total) && l + 1 < config_.layers)
+        return InvalidArgument("stopped by the caller after " + std::to_string(l + 1) + " of " +
+                               std::to_string(config_.layers) + " layers");
+    }
+    return Logits(executor, total, 0, logits);
+  };
+  if (Status s = layers(); !s) {
+    cache.Rollback();
+    return s;
+  }
+  cache.Commit(total);
+  return {};
+}
+
+Status Transformer::TakeActivations(int64_t rows, int64_t chunk) {
+  if (rows <= a_.rows && chunk <= a_.chunk) return {};
+  CROQUIS_CHECK_OK(
+      CheckMemory(Activations::Bytes(config_, rows, chunk), "the activations of " + std::to_string(rows) + " tokens"));
+  a_ = Activations(config_, rows, chunk);
+  return {};
+}
+
 Status Transformer::Chunk(Executor& executor, std::span<const int32_t> tokens, kvcache::KvCache& cache,
                           MatView<float> logits) {
   const int64_t n = int64_t(tokens.size());
   CROQUIS_CHECK_OK(Embed(tokens, cache.length()));
   for (int64_t l = 0; l < config_.layers; ++l) {
-    CROQUIS_CHECK_OK(Attention(executor, l, n, cache));
-    CROQUIS_CHECK_OK(Mlp(executor, weights_.layers[size_t(l)], n));
+    const auto& w = weights_.layers[size_t(l)];
+    CROQUIS_CHECK_OK(Qkv(executor, w, {0, n}));
+    attention::AttendOptions options;
+    options.layer = l;
+    options.scale = LogitScale();
+    options.window = config_.Window(l);
+    CROQUIS_CHECK_OK(attention::AttendAndAppend(executor, cache, options, Queries(n), Keys(n), Values(n),
+                                                a_.heads.View().Rows(0, n)));
+    CROQUIS_CHECK_OK(OutAndMlp(executor, w, {0, n}));
   }
   return Logits(executor, n, cache.length(), logits);
 }
@@ -197,39 +278,31 @@ Status Transformer::Embed(std::span<const int32_t> tokens, int64_t position) {
   return {};
 }
 
-// hidden += o(attention(norm(hidden))).
-Status Transformer::Attention(Executor& executor, int64_t layer, int64_t n, kvcache::KvCache& cache) {
-  const auto& w = weights_.layers[size_t(layer)];
-  const int64_t d = config_.head_dim, q_heads = config_.heads, kv_heads = config_.kv_heads;
-  const auto hidden = a_.hidden.View().Rows(0, n), x = a_.x.View().Rows(0, n), qkv = a_.qkv.View().Rows(0, n);
+// Queries, keys and values of norm(hidden), rotated.
+Status Transformer::Qkv(Executor& executor, const TransformerWeights::Layer& w, Rows rows) {
+  const int64_t d = config_.head_dim, q_heads = config_.heads, n = rows.n;
+  const auto hidden = a_.hidden.View().Rows(rows.first, n), x = a_.x.View().Rows(0, n),
+             qkv = a_.qkv.View().Rows(rows.first, n);
   EachRow(executor, n,
           [&](int64_t r) { RmsNorm(hidden.Row(r), w.attn_norm.data(), config_.rms_eps, config_.hidden, x.Row(r)); });
   CROQUIS_CHECK_OK(multiplier_.Apply(executor, w.qkv, x, qkv));
   EachRow(executor, n, [&](int64_t r) {
-    for (int64_t h = 0; h < q_heads + kv_heads; ++h) {
+    for (int64_t h = 0; h < q_heads + config_.kv_heads; ++h) {
       float* head = qkv.Row(r) + h * d;
       if (const auto& norm = h < q_heads ? w.q_norm : w.k_norm; !norm.empty())
         RmsNorm(head, norm.data(), config_.rms_eps, d, head);
-      Rope(a_.cos.Row(r), a_.sin.Row(r), d / 2, config_.rope_interleaved, head);
+      Rope(a_.cos.Row(rows.first + r), a_.sin.Row(rows.first + r), d / 2, config_.rope_interleaved, head);
     }
   });
-  attention::AttendOptions options;
-  options.layer = layer;
-  options.scale = float(1 / std::sqrt(double(d)));
-  options.window = config_.Window(layer);
-  const auto heads = a_.heads.View().Rows(0, n);
-  CROQUIS_CHECK_OK(attention::AttendAndAppend(executor, cache, options, qkv.Cols(0, q_heads * d),
-                                              qkv.Cols(q_heads * d, kv_heads * d),
-                                              qkv.Cols((q_heads + kv_heads) * d, kv_heads * d), heads));
-  CROQUIS_CHECK_OK(multiplier_.Apply(executor, w.o, heads, x));
-  EachRow(executor, n, [&](int64_t r) { AddTo(x.Row(r), config_.hidden, hidden.Row(r)); });
   return {};
 }
 
-// hidden += down(silu(gate(x)) * up(x)), x = norm(hidden).
-Status Transformer::Mlp(Executor& executor, const TransformerWeights::Layer& w, int64_t n) {
-  const int64_t wide = config_.intermediate;
-  const auto hidden = a_.hidden.View().Rows(0, n), x = a_.x.View().Rows(0, n);
+// hidden += o(heads), then hidden += down(silu(gate(x)) * up(x)), x = norm(hidden).
+Status Transformer::OutAndMlp(Executor& executor, const TransformerWeights::Layer& w, Rows rows) {
+  const int64_t wide = config_.intermediate, n = rows.n;
+  const auto hidden = a_.hidden.View().Rows(rows.first, n), x = a_.x.View().Rows(0, n);
+  CROQUIS_CHECK_OK(multiplier_.Apply(executor, w.o, a_.heads.View().Rows(rows.first, n), x));
+  EachRow(executor, n, [&](int64_t r) { AddTo(x.Row(r), config_.hidden, hidden.Row(r)); });
   const auto gate_up = a_.gate_up.View().Rows(0, n), act = a_.act.View().Rows(0, n);
   EachRow(executor, n,
           [&](int64_t r) { RmsNorm(hidden.Row(r), w.mlp_norm.data(), config_.rms_eps, config_.hidden, x.Row(r)); });
@@ -248,11 +321,14 @@ Status Transformer::Logits(Executor& executor, int64_t n, int64_t position, MatV
                      " (the last) at position " + std::to_string(position + r) + "; the weights may be damaged");
   const int64_t wanted = logits.rows, skip = n - wanted;
   if (wanted == 0) return {};
-  const auto x = a_.x.View().Rows(0, wanted);
-  EachRow(executor, wanted, [&](int64_t r) {
-    RmsNorm(a_.hidden.Row(skip + r), weights_.final_norm.data(), config_.rms_eps, config_.hidden, x.Row(r));
-  });
-  CROQUIS_CHECK_OK(multiplier_.Apply(executor, weights_.head, x, logits));
+  for (int64_t first = 0; first < wanted; first += a_.chunk) {
+    const int64_t rows = std::min(a_.chunk, wanted - first);
+    const auto x = a_.x.View().Rows(0, rows);
+    EachRow(executor, rows, [&](int64_t r) {
+      RmsNorm(a_.hidden.Row(skip + first + r), weights_.final_norm.data(), config_.rms_eps, config_.hidden, x.Row(r));
+    });
+    CROQUIS_CHECK_OK(multiplier_.Apply(executor, weights_.head, x, logits.Rows(first, rows)));
+  }
   for (int64_t r = 0; r < wanted; ++r)
     if (!AllFinite(logits.Row(r), config_.vocab))
       return Numeric("NaN or infinity among the logits at position " + std::to_string(position + skip + r) +
