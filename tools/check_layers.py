@@ -2,14 +2,15 @@
 """Fails if a quoted include points from a module to one on the same level or above it.
 
 usage: check_layers.py SOURCE_ROOT level1 level2 ...   lowest first; "a,b" is one level with two siblings.
-Also fails for includes of <immintrin.h> outside the simd module and of oneDNN outside linalg.
+Also fails for includes of <immintrin.h> outside the simd module and of oneDNN or Eigen outside linalg.
 """
 import collections
 import pathlib
 import re
 import sys
 
-ONLY_IN = {'immintrin.h': 'simd', 'x86intrin.h': 'simd', 'oneapi/dnnl/': 'linalg', 'dnnl': 'linalg', 'cblas.h': 'linalg'}
+ONLY_IN = {'immintrin.h': 'simd', 'x86intrin.h': 'simd', 'oneapi/dnnl/': 'linalg', 'dnnl': 'linalg', 'cblas.h': 'linalg',
+           'Eigen/': 'linalg', 'eigen3/': 'linalg'}
 
 
 def main():

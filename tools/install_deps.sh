@@ -3,7 +3,7 @@
 # usage: install_deps.sh build|fuzz|lint|venv
 set -eu
 case "${1:-build}" in
-  build) want="g++ cmake make ninja-build pkg-config git ca-certificates xz-utils libdnnl-dev librandom123-dev
+  build) want="g++ cmake make ninja-build pkg-config git ca-certificates xz-utils libdnnl-dev libeigen3-dev librandom123-dev
                libsentencepiece-dev libpcre2-dev libicu-dev zlib1g-dev libcairo2-dev nlohmann-json3-dev libcli11-dev libfmt-dev
                libgtest-dev python3" ;;
   fuzz)  want="clang-14 libclang-rt-14-dev" ;;

@@ -9,12 +9,7 @@
 #include <vector>
 
 #include "croquis/base/dtype.h"
-
-// Of OpenMP only the thread count is needed; omp.h is not there with every compiler.
-extern "C" {
-int omp_get_max_threads(void);
-void omp_set_num_threads(int);
-}
+#include "croquis/linalg/one_omp_thread.h"
 
 namespace croquis::linalg {
 namespace {
@@ -36,22 +31,6 @@ int64_t PaddedRows(int64_t m) {
   if (m <= 16) return m <= 4 ? 4 : m <= 8 ? 8 : 16;
   return RoundUp(m, m <= 64 ? 16 : 32);
 }
-
-// While it lives, this thread's calls into oneDNN run on this thread alone.
-class OneOmpThread {
- public:
-  OneOmpThread() : before_(omp_get_max_threads()) {
-    if (before_ != 1) omp_set_num_threads(1);
-  }
-  ~OneOmpThread() {
-    if (before_ != 1) omp_set_num_threads(before_);
-  }
-  OneOmpThread(const OneOmpThread&) = delete;
-  OneOmpThread& operator=(const OneOmpThread&) = delete;
-
- private:
-  int before_;
-};
 
 bool HasIsa(dnnl::cpu_isa isa) {
   const int bits = int(isa);
