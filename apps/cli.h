@@ -91,6 +91,7 @@ void AddRun(CLI::App& app, Action* action);
 void AddEval(CLI::App& app, Action* action);
 void AddNeedle(CLI::App& app, Action* action);
 void AddBench(CLI::App& app, Action* action);
+void AddBenchBatch(CLI::App& bench, Action* action);  // a part of bench
 void AddCodecs(CLI::App& app, Action* action);
 void AddDemo(CLI::App& app, Action* action);
 

@@ -1,4 +1,4 @@
-// croquis bench attention | encode | decode: time, bytes and error from the same run.
+// croquis bench attention | encode | decode (and batch, in its own file): time, bytes and error from the same run.
 #include <chrono>
 #include <iostream>
 
@@ -310,6 +310,7 @@ void AddBench(CLI::App& app, Action* action) {
   AddCommon(*c, d->common);
   c->footer("\nExample:\n  croquis bench decode --n 32768 --kv eden:bits=4\n\n" + ExitCodeHelp());
   c->callback([d, action] { *action = [d] { return RunDecode(*d); }; });
+  AddBenchBatch(*bench, action);
 }
 
 }  // namespace croquis::apps

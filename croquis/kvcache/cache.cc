@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <unordered_set>
 
 #include "croquis/kvcache/impl.h"
 #include "croquis/simd/page_kernels.h"
@@ -197,6 +198,25 @@ Result<int64_t> KvCache::BytesFor(const CacheConfig& config, int64_t tokens) {
   CROQUIS_TRY(const auto plan, Plan::Make(config));
   CROQUIS_TRY(const Report report, plan->Formula(tokens));
   return report.total();
+}
+
+int64_t BytesTogether(std::span<const KvCache* const> caches) {
+  int64_t bytes = 0;
+  std::unordered_set<const Unit*> units;
+  std::unordered_set<const Plan*> plans;
+  for (const KvCache* cache : caches) {
+    const KvCache::Impl& impl = cache->impl();
+    bytes += int64_t(impl.rows.size());
+    if (impl.plan->rope && plans.insert(impl.plan.get()).second)
+      bytes += RopeTable::Bytes(impl.plan->config.rope, impl.plan->config.head_dim);
+    for (const LayerState& state : impl.layers) {
+      // NOLINTNEXTLINE(bugprone-sizeof-expression): a table of pointers
+      bytes += int64_t(state.units.capacity() * sizeof(Unit*) + state.centers.size() * sizeof(Center));
+      for (const Unit* unit : state.units)
+        if (units.insert(unit).second) bytes += unit->bytes;
+    }
+  }
+  return bytes;
 }
 
 }  // namespace croquis::kvcache

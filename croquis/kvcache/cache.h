@@ -121,4 +121,7 @@ class KvCache {
   std::unique_ptr<Impl> impl_;
 };
 
+// Bytes that the caches have taken from the system together: what branches share is counted once.
+int64_t BytesTogether(std::span<const KvCache* const> caches);
+
 }  // namespace croquis::kvcache
