@@ -138,7 +138,7 @@ void QueryTile::Run(const KeySet& keys, int64_t begin, int64_t end, const int32_
   call.bias = keys.bias_.empty() ? nullptr : keys.bias_.data();
   if (!keys.factor_.empty()) call.row_factor = row_factor_.data(), call.key_factor = keys.factor_.data();
   call.max = max_.data(), call.mass = mass_.data();
-  call.sums = sums_.View().Rows(0, rows_);
+  call.sums = sums_.View();
   call.scratch = scratch_.data();
   kernels_->attend(call);
 }

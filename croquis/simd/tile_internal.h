@@ -6,5 +6,9 @@
 namespace croquis::simd {
 
 const TileKernels& TilesScalar(TileType type);
+#if defined(__x86_64__)
+const TileKernels& TilesAvx512(TileType type);
+const TileKernels& TilesAmx();  // bf16
+#endif
 
 }  // namespace croquis::simd

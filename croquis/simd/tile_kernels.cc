@@ -4,7 +4,14 @@
 
 namespace croquis::simd {
 
-const TileKernels& Tiles(TileType type, Target) { return TilesScalar(type); }
+const TileKernels& Tiles(TileType type, Target target) {
+#if defined(__x86_64__)
+  if (target >= Target::kAmx && type == TileType::kBf16) return TilesAmx();
+  if (target >= Target::kAvx512) return TilesAvx512(type);
+#endif
+  (void)target;
+  return TilesScalar(type);
+}
 
 const TileKernels& Tiles(TileType type) { return Tiles(type, Active()); }
 

@@ -49,8 +49,9 @@ struct TileCall {
   // Added to logits: bias[key] + row_factor[r] * key_factor[key]; indexed by the key's slot in the set; may be null
   // (the factors both or neither).
   const float *bias = nullptr, *row_factor = nullptr, *key_factor = nullptr;
-  // State, taken in and given back: the largest logit seen (kMasked at first), the mass relative to it, and the
-  // weighted sums [rows, PaddedValueDim()], relative to it too.
+  // State, taken in and given back: a reference near the largest logit seen (kMasked: none seen yet), the mass relative
+  // to it, and the weighted sums [kTileRows, PaddedValueDim()], relative to it too (rows beyond `rows` may be written).
+  // Kernels let logits grow to 2^8 times the reference's weight before they move it.
   float *max = nullptr, *mass = nullptr;
   MatView<float> sums;
   std::byte* scratch = nullptr;  // scratch_bytes(layout), 64-byte aligned

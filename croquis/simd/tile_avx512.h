@@ -1,0 +1,101 @@
+// The vectors of AVX-512 that the loops of tile_inl.h and tile_product_inl.h are written in. Included inside the
+// anonymous namespace of tile_avx512.cc and tile_amx.cc.
+
+struct V {
+  using F = __m512;
+  using I = __m512i;                               // the same width in 32-bit lanes
+  static constexpr int kW = 16;                    // lanes
+  static constexpr int kNv = 4;                    // a product's block: 6 rows x 4 vectors
+  static constexpr int kMr[] = {0, 16, 12, 8, 6};  // rows of a block that is 1 .. 4 vectors wide
+
+  static F Zero() { return _mm512_setzero_ps(); }
+  static F Set(float x) { return _mm512_set1_ps(x); }
+  static F Load(const float* p) { return _mm512_loadu_ps(p); }
+  static void Store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static F Add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F Max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F Fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  // c + a b, in units of 32 bits: a number, or a pair of bf16.
+  template <TileType T>
+  static F MultiplyAdd(F a, F b, F c) {
+    if constexpr (T == TileType::kF32) return _mm512_fmadd_ps(a, b, c);
+    return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+  }
+  static F Fms(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
+  static float Sum(F x) { return _mm512_reduce_add_ps(x); }
+  static float MaxOf(F x) { return _mm512_reduce_max_ps(x); }
+  static bool AnyAbove(F x, F bound) { return _mm512_cmp_ps_mask(x, bound, _CMP_GT_OQ) != 0; }
+  // One number in all lanes, in a register: as an operand it would be loaded again for every product.
+  static F Spread(const uint32_t* p) {
+    F x = _mm512_castsi512_ps(_mm512_set1_epi32(int(*p)));
+    asm("" : "+v"(x));
+    return x;
+  }
+  // p times 2 to the integer in the low bits of t; zero where t < lowest.
+  static F Raise(F p, F t, F lowest) {
+    const __mmask16 in = _mm512_cmp_ps_mask(t, lowest, _CMP_GE_OQ);
+    const I e = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
+    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(in, _mm512_castps_si512(p), e));
+  }
+  // x in lanes first <= lane < last, otherwise kMasked.
+  static F Within(F x, int64_t first, int64_t last) {
+    const auto below = [](int64_t n) { return n <= 0 ? 0u : n >= 16 ? 0xffffu : (1u << n) - 1; };
+    return _mm512_mask_mov_ps(Set(kMasked), __mmask16(below(last) & ~below(first)), x);
+  }
+  // 32 weights in bf16: first lo's, then hi's.
+  static void StoreBf16(uint16_t* p, F lo, F hi) { _mm512_storeu_si512(p, (I)_mm512_cvtne2ps_pbh(hi, lo)); }
+
+  // 16 numbers of a row.
+  template <RowType T>
+  static F Numbers(const std::byte* p) {
+    if constexpr (T == RowType::kF32) return _mm512_loadu_ps(p);
+    const __m256i h = _mm256_loadu_si256((const __m256i*)p);
+    if constexpr (T == RowType::kF16) return _mm512_cvtph_ps(h);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+  }
+  // The same in bf16, in the low halves of the lanes. By integers: vcvtneps2bf16 would flush denormal numbers.
+  static I Bf16(F x) {
+    const I u = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    return _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  }
+  static I Bits(F x) { return _mm512_castps_si512(x); }
+  static void StoreI(void* p, I x) { _mm512_storeu_si512(p, x); }
+  static I LoadI(const void* p) { return _mm512_loadu_si512(p); }
+  static I ZeroI() { return _mm512_setzero_si512(); }
+  // Lane i: low half of a's, low half of b's above it.
+  static I Interleave(I a, I b) { return _mm512_or_si512(a, _mm512_slli_epi32(b, 16)); }
+  static void StoreLowHalves(uint16_t* p, I x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(x)); }
+
+  // out[i * stride + t] = x[t] lane i, for lanes i < n.
+  static void StoreTransposed(const I* x, uint32_t* out, int64_t stride, int64_t n) {
+    I a[16], b[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += 2) {
+      a[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+      a[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+    }
+    // b[4g + j]: lane group l holds rows 4g .. 4g + 3 of number 4l + j.
+#pragma GCC unroll 4
+    for (int g = 0; g < 16; g += 4) {
+      b[g] = _mm512_unpacklo_epi64(a[g], a[g + 2]);
+      b[g + 1] = _mm512_unpackhi_epi64(a[g], a[g + 2]);
+      b[g + 2] = _mm512_unpacklo_epi64(a[g + 1], a[g + 3]);
+      b[g + 3] = _mm512_unpackhi_epi64(a[g + 1], a[g + 3]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const I lo = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x44), hi = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xee);
+      const I lo2 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x44);
+      const I hi2 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xee);
+      a[j] = _mm512_shuffle_i32x4(lo, lo2, 0x88);
+      a[4 + j] = _mm512_shuffle_i32x4(lo, lo2, 0xdd);
+      a[8 + j] = _mm512_shuffle_i32x4(hi, hi2, 0x88);
+      a[12 + j] = _mm512_shuffle_i32x4(hi, hi2, 0xdd);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i)
+      if (i < n) StoreI(out + i * stride, a[i]);
+  }
+};
