@@ -81,6 +81,13 @@ class LookupModel : public model::Model {
     logits.Row(logits.rows - 1)[Next(cache)] = 10;
     return {};
   }
+  Status ForwardBatch(Executor& executor, std::span<const int32_t> tokens, std::span<kvcache::KvCache* const> caches,
+                      MatView<float> logits) override {
+    for (size_t b = 0; b < tokens.size(); b++)
+      CROQUIS_CHECK_OK(
+          Forward(executor, tokens.subspan(b, 1), *caches[b], logits.Rows(int64_t(b), 1), 1, nullptr, nullptr));
+    return {};
+  }
 
  private:
   static constexpr int64_t kDim = 32;

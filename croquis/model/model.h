@@ -77,6 +77,12 @@ class Model {
   virtual Status Forward(Executor& executor, std::span<const int32_t> tokens, kvcache::KvCache& cache,
                          MatView<float> logits, int64_t chunk = 256, Progress progress = nullptr,
                          void* context = nullptr) = 0;
+  // One token for each of several sequences: tokens[b] at position caches[b]->length(), committed. logits: [B, vocab].
+  // The matrix products run over all rows together; attention reads pages that the caches share once (KvCache::Branch;
+  // see attention/hydragen). What a sequence gets is what Forward gives it alone but for the order of sums. Errors: as
+  // Forward, and a cache that comes twice. On error the caches are as before.
+  virtual Status ForwardBatch(Executor& executor, std::span<const int32_t> tokens,
+                              std::span<kvcache::KvCache* const> caches, MatView<float> logits) = 0;
   // Reads a prompt whole into an empty cache, attention computed by `method` (made for this model: see MakePrefill) on
   // exact keys and values, and appends them to the cache. All tokens' activations are in memory; matrix products run
   // over `chunk` tokens. logits, progress (called after each layer, in tokens' worth of work) and errors as Forward.

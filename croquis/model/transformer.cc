@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "croquis/attention/attention.h"
+#include "croquis/attention/hydragen/attend_batch.h"
 #include "croquis/attention/prefill.h"
 #include "croquis/base/memory.h"
 #include "croquis/model/transformer_ops.h"
@@ -47,6 +48,7 @@ uint64_t ModelId(const ModelConfig& c, const TransformerWeights& w, const Weight
 // `chunk` of them.
 struct Activations {
   int64_t rows = 0, chunk = 0;
+  std::vector<int64_t> position;               // [rows]
   Matrix<float> hidden, qkv, heads, cos, sin;  // [rows, ..]
   Matrix<float> x, gate_up, act;               // [chunk, ..]
 
@@ -61,6 +63,7 @@ struct Activations {
   Activations(const ModelConfig& c, int64_t n, int64_t part)
       : rows(n),
         chunk(part),
+        position(size_t(n)),
         hidden(n, c.hidden),
         qkv(n, (c.heads + 2 * c.kv_heads) * c.head_dim),
         heads(n, c.heads * c.head_dim),
@@ -107,6 +110,8 @@ class Transformer final : public Model {
 
   Status Forward(Executor& executor, std::span<const int32_t> tokens, kvcache::KvCache& cache, MatView<float> logits,
                  int64_t chunk, Progress progress, void* context) override;
+  Status ForwardBatch(Executor& executor, std::span<const int32_t> tokens, std::span<kvcache::KvCache* const> caches,
+                      MatView<float> logits) override;
   Status Prefill(Executor& executor, std::span<const int32_t> tokens, kvcache::KvCache& cache,
                  attention::Prefill& method, MatView<float> logits, int64_t chunk, Progress progress,
                  void* context) override;
@@ -121,10 +126,13 @@ class Transformer final : public Model {
                int64_t chunk) const;
   Status TakeActivations(int64_t rows, int64_t chunk);
   Status Chunk(Executor& executor, std::span<const int32_t> tokens, kvcache::KvCache& cache, MatView<float> logits);
+  Status BatchStep(Executor& executor, std::span<const int32_t> tokens, std::span<kvcache::KvCache* const> caches,
+                   MatView<float> logits);
   Status Embed(std::span<const int32_t> tokens, int64_t position);
+  Status EmbedRow(int64_t row, int32_t token, int64_t position);
   Status Qkv(Executor& executor, const TransformerWeights::Layer& layer, Rows rows);
   Status OutAndMlp(Executor& executor, const TransformerWeights::Layer& layer, Rows rows);
-  Status Logits(Executor& executor, int64_t n, int64_t position, MatView<float> logits);
+  Status Logits(Executor& executor, int64_t n, MatView<float> logits);
 
   // The queries, keys and values of the first n tokens.
   MatView<float> Queries(int64_t n) { return a_.qkv.View().Rows(0, n).Cols(0, config_.heads * config_.head_dim); }
@@ -135,6 +143,9 @@ class Transformer final : public Model {
   MatView<float> Values(int64_t n) {
     const int64_t d = config_.head_dim;
     return a_.qkv.View().Rows(0, n).Cols((config_.heads + config_.kv_heads) * d, config_.kv_heads * d);
+  }
+  attention::AttendOptions LayerOptions(int64_t layer) const {
+    return {.layer = layer, .scale = LogitScale(), .window = config_.Window(layer)};
   }
   float LogitScale() const { return float(1 / std::sqrt(double(config_.head_dim))); }
 
@@ -228,7 +239,7 @@ Status Transformer::Prefill(Executor& executor, std::span<const int32_t> tokens,
         return InvalidArgument("stopped by the caller after " + std::to_string(l + 1) + " of " +
                                std::to_string(config_.layers) + " layers");
     }
-    return Logits(executor, total, 0, logits);
+    return Logits(executor, total, logits);
   };
   if (Status s = layers(); !s) {
     cache.Rollback();
@@ -253,27 +264,59 @@ Status Transformer::Chunk(Executor& executor, std::span<const int32_t> tokens, k
   for (int64_t l = 0; l < config_.layers; ++l) {
     const auto& w = weights_.layers[size_t(l)];
     CROQUIS_CHECK_OK(Qkv(executor, w, {0, n}));
-    attention::AttendOptions options;
-    options.layer = l;
-    options.scale = LogitScale();
-    options.window = config_.Window(l);
-    CROQUIS_CHECK_OK(attention::AttendAndAppend(executor, cache, options, Queries(n), Keys(n), Values(n),
+    CROQUIS_CHECK_OK(attention::AttendAndAppend(executor, cache, LayerOptions(l), Queries(n), Keys(n), Values(n),
                                                 a_.heads.View().Rows(0, n)));
     CROQUIS_CHECK_OK(OutAndMlp(executor, w, {0, n}));
   }
-  return Logits(executor, n, cache.length(), logits);
+  return Logits(executor, n, logits);
 }
 
-// Rows of the embedding, and the cosines and sines of the chunk's positions, which all layers share.
+Status Transformer::ForwardBatch(Executor& executor, std::span<const int32_t> tokens,
+                                 std::span<kvcache::KvCache* const> caches, MatView<float> logits) {
+  const auto n = int64_t(tokens.size());
+  if (int64_t(caches.size()) != n || logits.rows != n)
+    return InvalidArgument(std::to_string(n) + " tokens need as many caches and rows of logits, got " +
+                           std::to_string(caches.size()) + " and " + std::to_string(logits.rows));
+  for (int64_t b = 0; b < n; ++b)
+    CROQUIS_CHECK_OK(Check(tokens.subspan(size_t(b), 1), *caches[size_t(b)], logits.Rows(b, 1), 1));
+  if (n == 0) return {};
+  CROQUIS_CHECK_OK(TakeActivations(n, n));
+  if (Status s = BatchStep(executor, tokens, caches, logits); !s) {
+    for (kvcache::KvCache* cache : caches) cache->Rollback();
+    return s;
+  }
+  for (kvcache::KvCache* cache : caches) cache->Commit(1);
+  return {};
+}
+
+Status Transformer::BatchStep(Executor& executor, std::span<const int32_t> tokens,
+                              std::span<kvcache::KvCache* const> caches, MatView<float> logits) {
+  const auto n = int64_t(tokens.size());
+  for (int64_t b = 0; b < n; ++b) CROQUIS_CHECK_OK(EmbedRow(b, tokens[size_t(b)], caches[size_t(b)]->length()));
+  for (int64_t l = 0; l < config_.layers; ++l) {
+    const auto& w = weights_.layers[size_t(l)];
+    CROQUIS_CHECK_OK(Qkv(executor, w, {0, n}));
+    CROQUIS_CHECK_OK(attention::AttendBatch(executor, caches, LayerOptions(l), Queries(n), Keys(n), Values(n),
+                                            a_.heads.View().Rows(0, n)));
+    CROQUIS_CHECK_OK(OutAndMlp(executor, w, {0, n}));
+  }
+  return Logits(executor, n, logits);
+}
+
 Status Transformer::Embed(std::span<const int32_t> tokens, int64_t position) {
-  for (size_t r = 0; r < tokens.size(); ++r) {
-    CROQUIS_CHECK_OK(weights_.embedding.ReadRows(tokens[r], 1, a_.hidden.Row(int64_t(r))));
-    float *cos = a_.cos.Row(int64_t(r)), *sin = a_.sin.Row(int64_t(r));
-    for (size_t i = 0; i < weights_.inv_freq.size(); ++i) {
-      const double angle = double(position + int64_t(r)) * weights_.inv_freq[i];
-      cos[i] = float(std::cos(angle));
-      sin[i] = float(std::sin(angle));
-    }
+  for (size_t r = 0; r < tokens.size(); ++r) CROQUIS_CHECK_OK(EmbedRow(int64_t(r), tokens[r], position + int64_t(r)));
+  return {};
+}
+
+// A row of the embedding, and the cosines and sines of its position, which all layers share.
+Status Transformer::EmbedRow(int64_t row, int32_t token, int64_t position) {
+  CROQUIS_CHECK_OK(weights_.embedding.ReadRows(token, 1, a_.hidden.Row(row)));
+  a_.position[size_t(row)] = position;
+  float *cos = a_.cos.Row(row), *sin = a_.sin.Row(row);
+  for (size_t i = 0; i < weights_.inv_freq.size(); ++i) {
+    const double angle = double(position) * weights_.inv_freq[i];
+    cos[i] = float(std::cos(angle));
+    sin[i] = float(std::sin(angle));
   }
   return {};
 }
@@ -314,11 +357,12 @@ Status Transformer::OutAndMlp(Executor& executor, const TransformerWeights::Laye
 }
 
 // Final norm and head of the last logits.rows of the n rows; all n are checked.
-Status Transformer::Logits(Executor& executor, int64_t n, int64_t position, MatView<float> logits) {
+Status Transformer::Logits(Executor& executor, int64_t n, MatView<float> logits) {
   for (int64_t r = 0; r < n; ++r)
     if (!AllFinite(a_.hidden.Row(r), config_.hidden))
       return Numeric("NaN or infinity among the activations after layer " + std::to_string(config_.layers - 1) +
-                     " (the last) at position " + std::to_string(position + r) + "; the weights may be damaged");
+                     " (the last) at position " + std::to_string(a_.position[size_t(r)]) +
+                     "; the weights may be damaged");
   const int64_t wanted = logits.rows, skip = n - wanted;
   if (wanted == 0) return {};
   for (int64_t first = 0; first < wanted; first += a_.chunk) {
@@ -331,7 +375,7 @@ Status Transformer::Logits(Executor& executor, int64_t n, int64_t position, MatV
   }
   for (int64_t r = 0; r < wanted; ++r)
     if (!AllFinite(logits.Row(r), config_.vocab))
-      return Numeric("NaN or infinity among the logits at position " + std::to_string(position + skip + r) +
+      return Numeric("NaN or infinity among the logits at position " + std::to_string(a_.position[size_t(skip + r)]) +
                      "; the weights of the output may be damaged");
   return {};
 }
