@@ -4,6 +4,7 @@
 
 #include "apps/cli.h"
 #include "apps/plot.h"
+#include "apps/prefill.h"
 #include "apps/progress.h"
 #include "croquis/codecs/codec.h"
 #include "croquis/eval/compare.h"
@@ -16,6 +17,7 @@ struct EvalOptions {
   Common common;
   ModelOptions model;
   CacheOptions cache;
+  PrefillOptions prefill;
   eval::CompareOptions compare;
   std::string text, plot, reference = "f16", mode = "both";
 };
@@ -101,6 +103,12 @@ const std::vector<Column>& Columns() {
 }
 
 Status Run(EvalOptions o) {
+  if (!o.prefill.methods.empty()) {
+    if (!o.cache.kv.empty() || !o.cache.layers.empty())
+      return InvalidArgument("--prefill compares ways to read a prompt and --kv caches; give one of them");
+    if (!o.plot.empty()) return InvalidArgument("--plot draws caches; there is none for --prefill");
+    return EvalPrefill({o.common, o.model, o.prefill, o.text, o.compare.ctx, o.compare.windows});
+  }
   CROQUIS_CHECK_OK(CheckSinksAndRing(o.cache));
   if (o.cache.kv.empty()) o.cache.kv = {"eden:bits=4", "eden:bits=3", "eden:bits=2", "q4_0", "q8_0"};
   if (auto parsed = ParseCaches(o.cache, 0); !parsed) return parsed.error();
@@ -196,6 +204,7 @@ void AddEval(CLI::App& app, Action* action) {
       ->take_all()
       ->expected(1);
   AddSinksAndRing(*c, o->cache);
+  AddPrefillOptions(*c, o->prefill, true);
   c->add_option("--ctx", o->compare.ctx, "Tokens of a window (default: 1024, or what the model was made for)")
       ->check(CLI::Range(int64_t(2), int64_t(1) << 24));
   c->add_option("--windows", o->compare.windows, "Windows, spread evenly over the text; 0: all")->capture_default_str();
@@ -213,7 +222,8 @@ void AddEval(CLI::App& app, Action* action) {
   AddCommon(*c, o->common);
   c->footer(
       "\nExample:\n  croquis eval models/croquis-7m text.txt --kv eden:bits=4 --kv q4_0:hadamard=1 --ctx 1024 --plot "
-      "quality.svg\n\n" +
+      "quality.svg\n  croquis eval models/croquis-7m text.txt --prefill auto:eps=0.05 --prefill "
+      "hyper:variant=paper\n\n" +
       ExitCodeHelp());
   c->callback([o, action] { *action = [o] { return Run(*o); }; });
 }

@@ -5,6 +5,7 @@
 
 #include "apps/cli.h"
 #include "apps/generate.h"
+#include "apps/prefill.h"
 #include "apps/progress.h"
 #include "croquis/base/memory.h"
 #include "croquis/eval/text.h"
@@ -16,6 +17,7 @@ struct RunOptions {
   Common common;
   ModelOptions model;
   CacheOptions cache;
+  PrefillOptions prefill;
   GenerateOptions generate;
   std::string kv = "eden:bits=4", prompt, file, save, load;
   int64_t ctx = 0;
@@ -52,9 +54,13 @@ Result<std::unique_ptr<kvcache::KvCache>> OpenCache(const RunOptions& o, const k
 }
 
 Json Figures(const RunOptions& o, const model::Model& model, const Generated& g, int64_t prompt_tokens,
-             const kvcache::Report& report) {
+             const kvcache::Report& report, const attention::Prefill* prefill) {
   Json row;
   row["kv"] = o.kv;
+  if (prefill != nullptr) {
+    row["prefill"] = o.prefill.methods[0];
+    AddPrefillColumns(prefill->report(), row);
+  }
   row["model"] = model.config().name;
   row["compute"] = model.Compute();
   row["prompt_tokens"] = prompt_tokens;
@@ -93,6 +99,11 @@ Status Run(const RunOptions& o) {
   CacheOptions cache_options = o.cache;
   cache_options.kv = {o.kv};
   if (auto parsed = ParseCaches(cache_options, 0); !parsed) return parsed.error();
+  CROQUIS_TRY(const std::vector<attention::PrefillPolicy> prefills, ParsePrefills(o.prefill));
+  if (!prefills.empty() && !o.load.empty())
+    return InvalidArgument(
+        "--prefill reads a prompt into an empty cache; a restored one (--load-cache) is continued in "
+        "chunks, so leave one of them out");
   if (!o.save.empty()) CROQUIS_CHECK_OK(CheckWritable(o.save));
   CROQUIS_TRY(const std::string text, PromptText(o));
   CROQUIS_TRY(const auto executor, Start(o.common));
@@ -117,6 +128,11 @@ Status Run(const RunOptions& o) {
   CROQUIS_TRY(const auto cache, OpenCache(o, config));
   CROQUIS_TRY(const int64_t limit, ContextLimit(o, model->config(), cache->length() + prompt_tokens));
   GenerateOptions generate = o.generate;
+  std::unique_ptr<attention::Prefill> prefill;
+  if (!prefills.empty()) {
+    CROQUIS_TRY(prefill, model->MakePrefill(prefills[0], o.prefill.seed));
+    generate.prefill = prefill.get();
+  }
   if (const int64_t room = limit - cache->length() - prompt_tokens; generate.max_tokens > room) {
     Note("only " + Grouped(room) + " tokens fit behind the prompt; raise --ctx for more");
     generate.max_tokens = room;
@@ -135,13 +151,14 @@ Status Run(const RunOptions& o) {
     CROQUIS_CHECK_OK(cache->Save(o.save));
   }
   const kvcache::Report report = cache->GetReport();
-  const Json row = Figures(o, *model, g, prompt_tokens, report);
+  const Json row = Figures(o, *model, g, prompt_tokens, report, prefill.get());
   if (o.common.json) {
     PrintRows(o.common, "run", executor->threads(), {}, Json::array({row}));
   } else if (o.quiet) {
     std::cout << "\n";
   } else {
     PrintFigures(row, report);
+    if (prefill != nullptr) std::cout << "prefill " << DescribePrefill(prefill->report()) << "\n";
   }
   if (Interrupted()) return InterruptedError();
   return {};
@@ -159,6 +176,7 @@ void AddRun(CLI::App& app, Action* action) {
   c->add_option("--kv", o->kv, "Method of the cache: NAME:param=value, or k=...,v=...; croquis codecs lists them")
       ->capture_default_str();
   AddSinksAndRing(*c, o->cache);
+  AddPrefillOptions(*c, o->prefill, false);
   c->add_option("--ctx", o->ctx, "Most tokens of context (default: what the model was made for)")
       ->check(CLI::Range(int64_t(1), int64_t(1) << 31));
   c->add_option("--chunk", o->generate.chunk, "Tokens of the prompt computed at a time")->capture_default_str();

@@ -35,7 +35,10 @@ Result<Generated> Generate(Executor& executor, model::Model& model, kvcache::KvC
     return !Interrupted();
   };
   auto start = std::chrono::steady_clock::now();
-  const Status prefill = model.Forward(executor, prompt, cache, logits.View(), options.chunk, on_chunk, &bar);
+  const Status prefill =
+      options.prefill == nullptr
+          ? model.Forward(executor, prompt, cache, logits.View(), options.chunk, on_chunk, &bar)
+          : model.Prefill(executor, prompt, cache, *options.prefill, logits.View(), options.chunk, on_chunk, &bar);
   bar.Finish();
   if (Interrupted()) return InterruptedError();
   if (!prefill) return prefill.error();

@@ -18,8 +18,9 @@ namespace croquis::apps {
 struct GenerateOptions {
   int64_t max_tokens = 128, chunk = 256;
   model::SamplerOptions sampler;
-  bool ignore_stop = false;     // go on after a stop token
-  bool penalise_prompt = true;  // the repetition penalty counts the prompt's tokens, too
+  bool ignore_stop = false;               // go on after a stop token
+  bool penalise_prompt = true;            // the repetition penalty counts the prompt's tokens, too
+  attention::Prefill* prefill = nullptr;  // reads the prompt whole by this, into an empty cache; null: in chunks
 };
 
 struct Generated {

@@ -4,18 +4,13 @@
 #include <chrono>
 #include <memory>
 
+#include "croquis/eval/compare_internal.h"
 #include "croquis/eval/text.h"
 
 namespace croquis::eval {
 namespace {
 
 using kvcache::KvCache;
-
-// The tokens a window starts with: BOS where the vocabulary asks for one.
-Result<std::vector<int32_t>> WindowPrefix(const model::Model& model) {
-  if (model.tokenizer() == nullptr) return std::vector<int32_t>{};
-  return model.tokenizer()->Encode("", true);
-}
 
 Result<std::unique_ptr<KvCache>> MakeCache(const model::Model& model, const CompareOptions& o,
                                            const kvcache::KvPolicy& policy) {
@@ -26,20 +21,6 @@ Result<std::unique_ptr<KvCache>> MakeCache(const model::Model& model, const Comp
   config.policy = policy;
   config.seed = o.seed;
   return KvCache::Make(config);
-}
-
-// Compares rows of two logit matrices, threads sharing the rows. targets[r]: next token or -1.
-void CompareRows(Executor& executor, MatView<const float> reference, MatView<const float> test,
-                 std::span<const int32_t> targets, int64_t skip, DivergenceCollector& into) {
-  std::vector<RowDivergence> rows(size_t(reference.rows));
-  std::vector<ReferenceRow> scratch(size_t(executor.threads()));
-  executor.ParallelFor(reference.rows, [&](int64_t r, int worker) {
-    if (r < skip) return;
-    ReferenceRow& ref = scratch[size_t(worker)];
-    ref.Set(reference[r]);
-    rows[size_t(r)] = ref.Compare(test[r], targets[size_t(r)]);
-  });
-  for (int64_t r = skip; r < reference.rows; r++) into.Add(rows[size_t(r)], targets[size_t(r)] >= 0);
 }
 
 // One cache during a pass over the windows.
@@ -92,32 +73,52 @@ class Pass {
   Matrix<float> reference_logits_, test_logits_;
 };
 
-Status CheckOptions(const CompareOptions& o, const model::Model& model, int64_t prefix, int64_t text) {
-  if (o.caches.empty()) return InvalidArgument("no cache to compare: name at least one, e.g. --kv eden:bits=4");
-  if (o.ctx < prefix + 2)
-    return OutOfRange("a window of " + std::to_string(o.ctx) + " tokens is too short; wanted at least " +
-                      std::to_string(prefix + 2));
-  if (o.chunk < 1) return OutOfRange("the chunk must have at least 1 token, got " + std::to_string(o.chunk));
-  if (o.windows < 0)
-    return OutOfRange("the number of windows must be 0 (all) or more, got " + std::to_string(o.windows));
-  if (text < o.ctx - prefix) {
-    return InvalidArgument("the text has " + std::to_string(text) + " tokens, fewer than one window of " +
-                           std::to_string(o.ctx) + "; take a longer text or a smaller --ctx");
-  }
-  // Two logit matrices of a chunk; the caches check their own sizes.
-  const int64_t rows = std::min(o.chunk, o.ctx);
-  const auto bytes = CheckedMul(CheckedMul(rows, model.config().vocab).value_or(-1), int64_t(2 * sizeof(float)));
-  if (!bytes) return OutOfRange("a chunk of " + std::to_string(o.chunk) + " tokens is too large");
-  return CheckMemory(*bytes, "the logits of two chunks");
+}  // namespace
+
+Result<std::vector<int32_t>> WindowPrefix(const model::Model& model) {
+  if (model.tokenizer() == nullptr) return std::vector<int32_t>{};
+  return model.tokenizer()->Encode("", true);
 }
 
-}  // namespace
+void CompareRows(Executor& executor, MatView<const float> reference, MatView<const float> test,
+                 std::span<const int32_t> targets, int64_t skip, DivergenceCollector& into) {
+  std::vector<RowDivergence> rows(size_t(reference.rows));
+  std::vector<ReferenceRow> scratch(size_t(executor.threads()));
+  executor.ParallelFor(reference.rows, [&](int64_t r, int worker) {
+    if (r < skip) return;
+    ReferenceRow& ref = scratch[size_t(worker)];
+    ref.Set(reference[r]);
+    rows[size_t(r)] = ref.Compare(test[r], targets[size_t(r)]);
+  });
+  for (int64_t r = skip; r < reference.rows; r++) into.Add(rows[size_t(r)], targets[size_t(r)] >= 0);
+}
+
+Status CheckWindows(int64_t ctx, int64_t windows, int64_t prefix, int64_t text) {
+  if (ctx < prefix + 2)
+    return OutOfRange("a window of " + std::to_string(ctx) + " tokens is too short; wanted at least " +
+                      std::to_string(prefix + 2));
+  if (windows < 0) return OutOfRange("the number of windows must be 0 (all) or more, got " + std::to_string(windows));
+  if (text < ctx - prefix)
+    return InvalidArgument("the text has " + std::to_string(text) + " tokens, fewer than one window of " +
+                           std::to_string(ctx) + "; take a longer text or a smaller --ctx");
+  return {};
+}
+
+Status CheckLogits(const model::Model& model, int64_t rows) {
+  const auto bytes = CheckedMul(CheckedMul(rows, model.config().vocab).value_or(-1), int64_t(2 * sizeof(float)));
+  if (!bytes) return OutOfRange("logits of " + std::to_string(rows) + " tokens are too large");
+  return CheckMemory(*bytes, "the logits of twice " + std::to_string(rows) + " tokens");
+}
 
 Result<CompareResult> CompareCaches(Executor& executor, model::Model& model, std::span<const int32_t> text,
                                     const CompareOptions& options, const ProgressFn& progress) {
   CROQUIS_TRY(const std::vector<int32_t> prefix, WindowPrefix(model));
   const auto body = options.ctx - int64_t(prefix.size());
-  CROQUIS_CHECK_OK(CheckOptions(options, model, int64_t(prefix.size()), int64_t(text.size())));
+  if (options.caches.empty()) return InvalidArgument("no cache to compare: name at least one, e.g. --kv eden:bits=4");
+  if (options.chunk < 1)
+    return OutOfRange("the chunk must have at least 1 token, got " + std::to_string(options.chunk));
+  CROQUIS_CHECK_OK(CheckWindows(options.ctx, options.windows, int64_t(prefix.size()), int64_t(text.size())));
+  CROQUIS_CHECK_OK(CheckLogits(model, std::min(options.chunk, options.ctx)));  // the caches check their own sizes
   const std::vector<int64_t> starts = WindowStarts(int64_t(text.size()), body, options.windows);
 
   CompareResult result;
