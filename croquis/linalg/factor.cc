@@ -145,10 +145,10 @@ void Cholesky::AddRidge(double ridge) {
   impl_->Absorb(stack);
 }
 
-void Cholesky::Add(const Cholesky& other) {
+void Cholesky::Add(const Cholesky& other, double scale) {
   CROQUIS_DCHECK(other.dim() == dim());
   ColMatrix stack(2 * dim(), dim());
-  stack.bottomRows(dim()) = other.impl_->lower.transpose();
+  stack.bottomRows(dim()) = scale * other.impl_->lower.transpose();
   impl_->Absorb(stack);
 }
 

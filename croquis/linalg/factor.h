@@ -43,8 +43,8 @@ class Cholesky {
   void AddRows(MatView<const float> rows, std::span<const double> scales = {});
   // A += ridge I, in the same way; ridge >= 0.
   void AddRidge(double ridge);
-  // A += other's A, in the same way; of the same dimension.
-  void Add(const Cholesky& other);
+  // A += scale^2 times other's A, in the same way; of the same dimension.
+  void Add(const Cholesky& other, double scale = 1);
 
   // The smallest number on L's diagonal; 0: A is singular.
   double MinPivot() const;

@@ -100,7 +100,10 @@ TEST(Factor, AllWaysToBuildAgree) {
     both.AddRows(x.View().Rows(300, 400), std::span(roots).last(400));
     both.AddRidge(0.5);
     both.Add(half);
-    for (const Cholesky* c : std::initializer_list<const Cholesky*>{&*made, &rows, &ones, &both}) {
+    Cholesky thirds(d);
+    thirds.Add(both, std::sqrt(1. / 3));
+    thirds.Add(both, std::sqrt(2. / 3));
+    for (const Cholesky* c : std::initializer_list<const Cholesky*>{&*made, &rows, &ones, &both, &thirds}) {
       Matrix<double> product(d, d);
       c->Product(product.View());
       ExpectNear(product, want, 1e-10);
