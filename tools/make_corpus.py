@@ -58,6 +58,10 @@ def tokenizer_json():
             'post_processor': {'type': 'ByteLevel'}, 'decoder': {'type': 'ByteLevel'}, 'model': model}
 
 
+def npy(dictionary, data, version=1):
+    return b'\x93NUMPY' + bytes([version, 0]) + struct.pack('<H' if version == 1 else '<I', len(dictionary)) + dictionary.encode() + data
+
+
 def main():
     put('safetensors', 'two', safetensors({'a': ('F32', [2, 2], bytes(16)), 'b': ('BF16', [3], bytes(6))}))
     put('safetensors', 'overlap', safetensors({}, '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}}'))
@@ -80,6 +84,14 @@ def main():
     for i, text in enumerate(['eden:bits=4', 'k=eden:bits=4,center=none,v=eden:bits=3\n0-3/1=k=int8,v=f16', 'turboquant:mode=prod,bits=3',
                               'qjl', 'kivi:bits=2,group=32', 'polarquant', 'q4_0:hadamard=1\n0-1=f16', 'eden:bits=99999999999999999999', 'k=,v=']):
         put('method_strings', f'm{i}', text.encode())
+    put('npy', 'f4', npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }\n", bytes(24)))
+    put('npy', 'f2', npy("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 1, 2, 3), }\n", bytes(24), 2))
+    put('npy', 'other_writer', npy('{"shape":(4L,),"fortran_order":True,"descr":"|V2"}', bytes(8), 3))
+    put('npy', 'scalar', npy("{'descr': '<f4', 'fortran_order': False, 'shape': ()}", bytes(4)))
+    put('npy', 'empty', npy("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 64)}", b''))
+    put('npy', 'absurd', npy("{'descr': '<f4', 'fortran_order': False, 'shape': (9223372036854775807, 4, 0)}", bytes(16)))
+    put('npy', 'huge_header', b'\x93NUMPY\x02\x00' + struct.pack('<I', 2 ** 32 - 1) + b'{}')
+    put('npy', 'record', npy("{'descr': [('a', '>f4'), ('b', '|O')], 'fortran_order': False, 'shape': (1,)}", bytes(12)))
 
 
 main()
