@@ -7,6 +7,7 @@
 #include "apps/generate.h"
 #include "apps/prefill.h"
 #include "apps/progress.h"
+#include "apps/run_batch.h"
 #include "croquis/base/memory.h"
 #include "croquis/eval/text.h"
 
@@ -19,7 +20,7 @@ struct RunOptions {
   CacheOptions cache;
   PrefillOptions prefill;
   GenerateOptions generate;
-  std::string kv = "eden:bits=4", prompt, file, save, load;
+  std::string kv = "eden:bits=4", prompt, file, batch, save, load;
   int64_t ctx = 0;
   bool quiet = false, no_bos = false;
 };
@@ -90,6 +91,20 @@ void PrintFigures(const Json& row, const kvcache::Report& report) {
     std::cout << "warning a method has no fast path on this machine: its pages are read by generic code\n";
 }
 
+// --batch: many prompts at once, which leaves no room for options that concern a single one.
+Status RunBatchFile(const RunOptions& o) {
+  const std::pair<bool, const char*> others[] = {{!o.prompt.empty(), "-p"},
+                                                 {!o.file.empty(), "-f"},
+                                                 {!o.save.empty(), "--save-cache"},
+                                                 {!o.load.empty(), "--load-cache"},
+                                                 {!o.prefill.methods.empty(), "--prefill"}};
+  for (const auto& [given, name] : others)
+    if (given) return InvalidArgument(std::string("--batch and ") + name + " do not go together");
+  BatchOptions batch{o.common, o.model, o.cache, o.generate, o.batch, o.ctx, o.quiet, o.no_bos};
+  batch.cache.kv = {o.kv};
+  return RunBatch(batch);
+}
+
 Status Run(const RunOptions& o) {
   CROQUIS_CHECK_OK(CheckSinksAndRing(o.cache));
   if (o.generate.max_tokens < 1)
@@ -104,6 +119,7 @@ Status Run(const RunOptions& o) {
     return InvalidArgument(
         "--prefill reads a prompt into an empty cache; a restored one (--load-cache) is continued in "
         "chunks, so leave one of them out");
+  if (!o.batch.empty()) return RunBatchFile(o);
   if (!o.save.empty()) CROQUIS_CHECK_OK(CheckWritable(o.save));
   CROQUIS_TRY(const std::string text, PromptText(o));
   CROQUIS_TRY(const auto executor, Start(o.common));
@@ -172,6 +188,9 @@ void AddRun(CLI::App& app, Action* action) {
   AddModelOptions(*c, o->model, false);
   c->add_option("-p,--prompt", o->prompt, "Prompt text");
   c->add_option("-f,--file", o->file, "Prompt from a text file (- reads standard input)");
+  c->add_option("--batch", o->batch,
+                "Many prompts at once, one a line or JSON lines with \"prompt\" (- reads standard input); common "
+                "beginnings are found, read once and shared. Sequence i samples with seed + i");
   c->add_option("-n,--tokens", o->generate.max_tokens, "Tokens to generate")->capture_default_str();
   c->add_option("--kv", o->kv, "Method of the cache: NAME:param=value, or k=...,v=...; croquis codecs lists them")
       ->capture_default_str();
@@ -199,8 +218,10 @@ void AddRun(CLI::App& app, Action* action) {
   c->add_option("--load-cache", o->load, "Start from a saved cache; the prompt continues it");
   c->add_flag("-q,--quiet", o->quiet, "Print the text only");
   AddCommon(*c, o->common);
-  c->footer("\nExample:\n  croquis run -p \"It was a dark night\" -n 100 --kv k=eden:bits=4,v=eden:bits=3\n\n" +
-            ExitCodeHelp());
+  c->footer(
+      "\nExample:\n  croquis run -p \"It was a dark night\" -n 100 --kv k=eden:bits=4,v=eden:bits=3\n"
+      "  croquis run --batch prompts.txt -n 64 --json\n\n" +
+      ExitCodeHelp());
   c->callback([o, action] { *action = [o] { return Run(*o); }; });
 }
 

@@ -143,6 +143,40 @@ TEST_F(EndToEnd, RunSamplesWithASeed) {
   EXPECT_NE(with("1"), with("2"));  // 16 tokens of 50 choices each
 }
 
+// In f32 the order of sums is all that differs: the same tokens, greedy or sampled with the sequence's seed.
+TEST_F(EndToEnd, ABatchIsItsPromptsRunAlone) {
+  const std::vector<std::string> prompts = {"It was a dark night and the rain", "It was a dark night and the",
+                                            "The old man"};
+  const std::string file = Write("prompts.txt", prompts[0] + "\n\n" + prompts[1] + "\n" + prompts[2] + "\n");
+  for (const char* temperature : {"0", "0.9"}) {
+    const std::vector<std::string> options = {"-n",  "10",     "--kv",      "f32",   "--dtype",
+                                              "f32", "--temp", temperature, "--json"};
+    std::vector<std::string> args = {"run", "--batch", file, "--seed", "5"};
+    args.insert(args.end(), options.begin(), options.end());
+    const Outcome batch = Croquis(args);
+    ASSERT_EQ(batch.code, 0) << batch.err;
+    std::istringstream lines(batch.out);
+    std::string line;
+    for (size_t i = 0; i < prompts.size(); i++) {
+      ASSERT_TRUE(std::getline(lines, line));
+      const json row = json::parse(line);
+      args = {"run", "-p", prompts[i], "--seed", std::to_string(5 + i)};
+      args.insert(args.end(), options.begin(), options.end());
+      EXPECT_EQ(row["prompt"], prompts[i]);
+      EXPECT_EQ(row["text"], Croquis(args).Json()["rows"][0]["text"]) << i;
+    }
+    ASSERT_TRUE(std::getline(lines, line));
+    const json last = json::parse(line);
+    ExpectColumns(last, {"prompts", "prompt_tokens", "prompt_tokens_computed", "prompt_tokens_per_s",
+                         "decode_tokens_per_s", "cache_bytes", "cache_bytes_unshared", "kernels"});
+    EXPECT_LT(last["rows"][0]["prompt_tokens_computed"], last["rows"][0]["prompt_tokens"]);
+  }
+  const Outcome both = Croquis({"run", "--batch", file, "-p", "x"});
+  EXPECT_EQ(both.code, 2);
+  EXPECT_NE(both.err.find("do not go together"), std::string::npos) << both.err;
+  EXPECT_EQ(Croquis({"run", "--batch", Write("none.txt", "\n")}).code, 2);
+}
+
 TEST_F(EndToEnd, CachesAreSavedAndRestored) {
   const std::string cache = Path("cache.bin");
   const std::vector<std::string> base = {"run", "-p", "It was a dark night", "-n", "6", "--kv", "eden:bits=3"};
@@ -237,6 +271,11 @@ TEST_F(EndToEnd, BenchmarksPrintTheirColumns) {
   const Outcome d = Croquis({"bench", "decode", "--n", "300", "--steps", "2", "--kv", "eden:bits=4", "--json"});
   ASSERT_EQ(d.code, 0) << d.err;
   ExpectColumns(d.Json(), {"kv", "ms", "decode_tokens_per_s", "ratio_to_f16", "cache_bytes"});
+  const Outcome b = Croquis({"bench", "batch", "--sequences", "3", "--prefix", "400", "--own", "5", "--heads", "4",
+                             "--kv-heads", "2", "--head-dim", "64", "--reps", "1", "--kv", "f32", "--json"});
+  ASSERT_EQ(b.code, 0) << b.err;
+  ExpectColumns(b.Json(), {"kv", "shared_ms", "alone_ms", "branches_ms", "speedup", "error", "shared_bytes"});
+  EXPECT_LT(b.Json()["rows"][0]["error"], 2e-6);
 }
 
 TEST_F(EndToEnd, CodecsListsAndMeasures) {
