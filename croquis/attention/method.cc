@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 #include "croquis/attention/partial.h"
 #include "croquis/attention/reference.h"
@@ -31,6 +32,11 @@ Status CheckShapes(const Problem& p) {
     return InvalidArgument("attention: k and v must have the same heads and rows" + got);
   if (p.q.heads % p.k.heads != 0)
     return InvalidArgument("attention: the heads of q must be a multiple of those of k and v" + got);
+  for (const auto& [first, second, name] : {std::tuple{&p.k, &p.k2, "k"}, std::tuple{&p.v, &p.v2, "v"}})
+    if (second->data != nullptr &&
+        (first->heads != second->heads || first->rows != second->rows || first->dim != second->dim))
+      return InvalidArgument(std::string("attention: ") + name + "2 must have the shape of " + name + "; got " +
+                             Shape(*second) + " and " + Shape(*first));
   if (std::max(p.q.rows, p.k.rows) > std::numeric_limits<int32_t>::max() / 2)
     return OutOfRange("attention: at most 2^30 rows" + got);
   if (p.key_length > p.k.rows)
@@ -113,10 +119,14 @@ Status Run(Executor& executor, const MethodInfo& info, const Method& method, con
   if (p.mask.causal && !info.causal) return Unsupported(name + " has no causal form; run it without a mask");
   if (p.mask.window > 0 && !info.window)
     return Unsupported(name + " takes no sliding window; exact does (window=0 turns it off)");
+  if (!info.second && (p.k2.data != nullptr || p.v2.data != nullptr))
+    return Unsupported(name + " takes no second keys and values; tensor does");
   const int64_t keys = p.Keys();
   CROQUIS_CHECK_OK(CheckFinite(executor, p.q, p.q.rows, "q"));
   CROQUIS_CHECK_OK(CheckFinite(executor, p.k, keys, "k"));
   CROQUIS_CHECK_OK(CheckFinite(executor, p.v, keys, "v"));
+  if (p.k2.data != nullptr) CROQUIS_CHECK_OK(CheckFinite(executor, p.k2, keys, "k2"));
+  if (p.v2.data != nullptr) CROQUIS_CHECK_OK(CheckFinite(executor, p.v2, keys, "v2"));
   RunReport mine;
   RunReport& r = report != nullptr ? *report : mine;
   r = {};
@@ -133,7 +143,7 @@ Status Run(Executor& executor, const MethodInfo& info, const Method& method, con
   }
   // From here on the keys that count are all there are.
   Problem whole = p;
-  whole.k.rows = whole.v.rows = keys;
+  whole.k.rows = whole.v.rows = whole.k2.rows = whole.v2.rows = keys;
   whole.key_length = -1;
   return method.Run(executor, whole, output, &r);
 }

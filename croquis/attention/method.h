@@ -51,6 +51,7 @@ struct MethodInfo {
   bool softmax = true;  // approximates softmax attention; otherwise its own score function
   bool causal = true;   // takes a causal mask
   bool window = false;  // takes a sliding window
+  bool second = false;  // takes second keys and values (Problem::k2, v2)
   // Whether, under a causal mask, changing a token changes no earlier row (a method may let later tokens choose which
   // keys an earlier row looks at, never what it reads from later tokens).
   bool (*strict_causal)(const Spec& spec) = nullptr;  // null: no

@@ -59,7 +59,12 @@ struct Problem {
   float scale = 1;
   Mask mask;
   int64_t key_length = -1;  // keys that count, from the first on; -1: all
+  // Third-order attention (tensor) only: the second keys [kv_heads, nk, dim] and values [kv_heads, nk, value_dim], and
+  // logits are scale * sum_x q_x k_x k2_x. Without data: the same as k and v.
+  TensorView k2 = {}, v2 = {};
 
+  const TensorView& SecondKeys() const { return k2.data == nullptr ? k : k2; }
+  const TensorView& SecondValues() const { return v2.data == nullptr ? v : v2; }
   int64_t Keys() const { return key_length < 0 ? k.rows : key_length; }
   int64_t Group() const { return q.heads / k.heads; }
   // Keys that query i sees.
