@@ -1,0 +1,320 @@
+#include "croquis/attention/hyper/engine.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "croquis/simd/dense_kernels.h"
+
+namespace croquis::attention::hyper {
+namespace {
+
+// Without a mask every key is among the sorted ones; keys in order are needed where something is exact.
+bool NeedsKeysInOrder(const Problem& p, const Plan& plan) { return p.mask.causal || !plan.approximates; }
+
+}  // namespace
+
+Engine::Engine(Executor& executor, const Problem& problem, const Output& output, const Options& options,
+               const Plan& plan, TileType type)
+    : executor_(executor),
+      problem_(problem),
+      output_(output),
+      options_(options),
+      plan_(plan),
+      type_(type),
+      index_(problem, options, plan),
+      level_keys_(type, problem, options, plan, executor.threads()),
+      in_order_(type, NeedsKeysInOrder(problem, plan) ? problem.k.rows : 0, problem.k.dim, problem.v.dim),
+      certify_(options.residual == Residual::kStratified || options.residual == Residual::kUniform) {
+  const int64_t group = problem.Group();
+  for (const Segment& leaf : plan.leaves)
+    for (int64_t g = 0; g < group; ++g)
+      for (int64_t at = leaf.rows.first; at < leaf.rows.last; at += kTileRows)
+        leaf_tiles_.push_back({&leaf, 0, g, at, std::min(kTileRows, leaf.rows.last - at)});
+  for (const Level& level : plan.levels) {
+    tiles_.emplace_back();
+    for (size_t s = 0; s < level.segments.size(); ++s)
+      for (int64_t g = 0; g < group; ++g)
+        for (int64_t at = 0; at < level.segments[s].rows.size(); at += kTileRows)
+          tiles_.back().push_back(
+              {&level.segments[s], s, g, at, std::min(kTileRows, level.segments[s].rows.size() - at)});
+  }
+  for (int i = 0; i < executor.threads(); ++i) workers_.emplace_back(type, problem.k.dim, problem.v.dim);
+  const auto states = size_t(group * problem.q.rows);
+  max_.resize(states), mass_.resize(states), deviation_.resize(states);
+  if (certify_) mass_deviation_.resize(states);
+}
+
+Engine::Worker::Worker(TileType type, int64_t dim, int64_t value_dim)
+    : tile(type, dim, value_dim),
+      queries(size_t(kTileRows * dim)),
+      slopes(size_t(kTileRows * value_dim)),
+      before(slopes.size()),
+      between(slopes.size()),
+      before_m(kTileRows),
+      before_l(kTileRows),
+      between_m(kTileRows),
+      between_l(kTileRows),
+      reference(kTileRows),
+      factors(kTileRows),
+      windows(kTileRows),
+      visible(kTileRows) {}
+
+int64_t Engine::Bytes(const Problem& p, const Plan& plan, TileType type) {
+  return Index::Bytes(p, plan) + LevelKeys::Bytes(type, p, plan) +
+         (NeedsKeysInOrder(p, plan) ? int64_t(KeySet::Bytes(type, p.k.rows, p.k.dim, p.v.dim)) : 0) +
+         16 * p.Group() * p.q.rows;
+}
+
+void Engine::RunHead(int64_t kv, RunReport* report) {
+  for (Worker& w : workers_) w.pairs = 0;
+  std::fill(max_.begin(), max_.end(), kEmptyMax);
+  std::fill(mass_.begin(), mass_.end(), 0.f);
+  std::fill(deviation_.begin(), deviation_.end(), 0.f);
+  std::fill(mass_deviation_.begin(), mass_deviation_.end(), 0.f);
+  if (in_order_.keys() > 0) in_order_.Pack(executor_, problem_.k.Head(kv), problem_.v.Head(kv));
+  index_.Build(executor_, kv);
+  executor_.ParallelFor(int64_t(leaf_tiles_.size()), [&](int64_t i, int worker) {
+    const Tile& t = leaf_tiles_[size_t(i)];
+    RunLeaf(*t.segment, kv, t.g, t.first, workers_[size_t(worker)]);
+  });
+  for (size_t level = 0; level < plan_.levels.size(); ++level) {
+    if (plan_.levels[level].slots > 0) level_keys_.Fill(executor_, index_, level, kv);
+    executor_.ParallelFor(int64_t(tiles_[level].size()), [&](int64_t i, int worker) {
+      RunTile(tiles_[level][size_t(i)], kv, workers_[size_t(worker)]);
+    });
+  }
+  Finish(kv);
+  if (plan_.approximates) Certify(kv, report);
+  for (const Worker& w : workers_) report->pairs += w.pairs;
+}
+
+// A tile of rows against the keys of its leaf up to its own position.
+void Engine::RunLeaf(const Segment& leaf, int64_t kv, int64_t g, int64_t first, Worker& w) {
+  const int64_t rows = std::min(kTileRows, leaf.rows.last - first), h = kv * problem_.Group() + g;
+  w.tile.Load(problem_.q.Head(h).Rows(first, rows), rows, problem_.scale);
+  int64_t last = leaf.keys.first;
+  for (int64_t r = 0; r < rows; ++r) {
+    w.visible[size_t(r)] = {leaf.keys.first, std::min(leaf.keys.last, problem_.Visible(first + r).last)};
+    last = std::max(last, w.visible[size_t(r)].last);
+    w.pairs += double(w.visible[size_t(r)].size());
+  }
+  w.tile.Attend(in_order_, leaf.keys.first, last, {w.visible.data(), size_t(rows)});
+  for (int64_t r = 0; r < rows; ++r) Store(kv, g, first + r, r, w);
+}
+
+void Engine::RunTile(const Tile& t, int64_t kv, Worker& w) {
+  const Segment& s = *t.segment;
+  const RowsView q = problem_.q.Head(kv * problem_.Group() + t.g);
+  if (s.exact) {
+    const int64_t first = s.rows.first + t.first;
+    w.tile.Load(q.Rows(first, t.rows), t.rows, problem_.scale);
+    for (int64_t r = 0; r < t.rows; ++r) Restore(kv, t.g, first + r, r, w);
+    w.tile.Attend(in_order_, s.keys.first, s.keys.last);
+    for (int64_t r = 0; r < t.rows; ++r) Store(kv, t.g, first + r, r, w);
+    w.pairs += double(t.rows * s.keys.size());
+    return;
+  }
+  const auto rows = index_.SortedRows(s, t.g).subspan(size_t(t.first), size_t(t.rows));
+  Windows(t, index_.SortedCodes(s, t.g).subspan(size_t(t.first), size_t(t.rows)), w);
+  const bool moment = options_.residual == Residual::kMoment;
+  if (moment) RowFactors(t, rows, w);
+  w.tile.Load(q, t.rows, problem_.scale, rows,
+              moment ? std::span<const float>(w.factors).first(size_t(t.rows)) : std::span<const float>());
+  for (int64_t r = 0; r < t.rows; ++r) Restore(kv, t.g, rows[size_t(r)], r, w);
+  if (moment) {
+    KeepState(w, t.rows, w.before_m, w.before_l, w.before);
+    AttendResiduals(t, 0, w);
+    AddSlopes(t, rows, q, w);
+  }
+  const KeySet& sorted = level_keys_.sorted();
+  w.tile.Attend(sorted, s.slot, s.slot + s.globals);
+  AttendRun(sorted, s.SortedSlot(), s.sorted(), t.rows, true, w);
+  w.pairs += double(t.rows * s.globals);
+  if (!moment) {
+    if (certify_) KeepState(w, t.rows, w.before_m, w.before_l, w.before);
+    AttendResiduals(t, 0, w);
+    if (certify_) {
+      KeepState(w, t.rows, w.between_m, w.between_l, w.between);
+      AttendResiduals(t, 1, w);
+      AddSpread(t, rows, w);
+    }
+  }
+  for (int64_t r = 0; r < t.rows; ++r) Store(kv, t.g, rows[size_t(r)], r, w);
+}
+
+// The ranks of keys that each row of a tile meets one by one. Rows of a tile share them, unless no row may depend on
+// others or blocks are fixed.
+void Engine::Windows(const Tile& t, std::span<const uint16_t> codes, Worker& w) const {
+  const Segment& s = *t.segment;
+  const int64_t m = s.sorted(), blocks = (m + s.block - 1) / s.block, each = (s.rows.size() + blocks - 1) / blocks;
+  const bool by_rank = options_.match == Match::kRank, whole_cells = options_.residual == Residual::kMoment;
+  Range shared{m, 0};
+  for (int64_t r = 0; r < t.rows; ++r) {
+    Range& window = w.windows[size_t(r)];
+    const int64_t block = (t.first + r) / each;
+    window =
+        by_rank ? Range{block * s.block, std::min(m, (block + 1) * s.block)} : index_.CodeWindow(s, codes[size_t(r)]);
+    if (whole_cells && window.size() > 0)
+      window = {window.first / s.cell * s.cell, std::min(m, (window.last + s.cell - 1) / s.cell * s.cell)};
+    shared = {std::min(shared.first, window.first), std::max(shared.last, window.last)};
+  }
+  if (!options_.strict && !by_rank) std::fill_n(w.windows.begin(), t.rows, shared);
+}
+
+// Rows of a tile against slots [base, base + n) of a set, those in w.visible (relative to base) or those outside of it.
+void Engine::AttendRun(const KeySet& keys, int64_t base, int64_t n, int64_t rows, bool inside, Worker& w) {
+  std::vector<Range>& visible = inside ? w.windows : w.visible;
+  Range all{n, 0}, common{0, n};
+  int64_t taken = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    const Range v = visible[size_t(r)];
+    all = {std::min(all.first, v.first), std::max(all.last, v.last)};
+    common = {std::max(common.first, v.first), std::min(common.last, v.last)};
+    taken += v.size();
+  }
+  const bool same = all.first == common.first && all.last == common.last;
+  Range in_slots[kTileRows];
+  const auto attend = [&](Range run, const auto& of_row) {
+    if (run.size() == 0) return;
+    if (same) return w.tile.Attend(keys, base + run.first, base + run.last);
+    for (int64_t r = 0; r < rows; ++r) {
+      const Range v = of_row(visible[size_t(r)]);
+      in_slots[r] = {base + v.first, base + v.last};
+    }
+    w.tile.Attend(keys, base + run.first, base + run.last, {in_slots, size_t(rows)});
+  };
+  if (inside) {
+    attend(all, [](Range v) { return v; });
+    w.pairs += double(taken);
+  } else {
+    attend({0, same ? all.first : n}, [](Range v) { return Range{0, v.first}; });
+    attend({same ? all.last : 0, n}, [n](Range v) { return Range{v.last, n}; });
+    w.pairs += double(rows * n - taken);
+  }
+}
+
+// Residuals of one half that stand for keys outside of each row's window.
+void Engine::AttendResiduals(const Tile& t, int half, Worker& w) {
+  const Segment& s = *t.segment;
+  const int64_t n = level_keys_.Residuals(s, half);
+  if (n == 0) return;
+  for (int64_t r = 0; r < t.rows; ++r) {
+    const bool repeats = r > 0 && w.windows[size_t(r)].first == w.windows[size_t(r - 1)].first &&
+                         w.windows[size_t(r)].last == w.windows[size_t(r - 1)].last;
+    w.visible[size_t(r)] = repeats ? w.visible[size_t(r - 1)] : level_keys_.Inside(s, half, w.windows[size_t(r)]);
+  }
+  AttendRun(level_keys_.residual(), s.residual_slot + half * s.ResidualHalf(), n, t.rows, false, w);
+}
+
+// A cell of n keys with mean k_c whose coordinates vary by t weighs, for logits that are Gaussian within it,
+// n exp(scale <q, k_c> + s^2 / 2), s^2 = scale^2 |q|^2 t. A sum of n such exponentials does not reach its expectation
+// once s^2 > 2 ln n: from there on its largest term rules, and the exponent grows like s sqrt(2 ln n) - ln n (Derrida's
+// random energy model, Phys. Rev. B 24, 2613).
+void Engine::RowFactors(const Tile& t, std::span<const int32_t> rows, Worker& w) const {
+  const double spread = double(level_keys_.Spread(t.index)), entropy = std::log(double(t.segment->cell));
+  for (int64_t r = 0; r < t.rows; ++r) {
+    const double tilt =
+        double(problem_.scale) * double(problem_.scale) * double(index_.RowSquare(t.g, rows[size_t(r)]));
+    const double variance = tilt * spread;
+    w.factors[size_t(r)] =
+        float(variance <= 2 * entropy ? tilt / 2 : (std::sqrt(2 * entropy * variance) - entropy) / spread);
+  }
+}
+
+// To first order the mean value of a cell, seen by q, is v_c + scale C q with C the covariance of values and keys
+// within it; C is taken over all cells. Beyond the point above a cell's largest term rules and the step is cut there.
+void Engine::AddSlopes(const Tile& t, std::span<const int32_t> rows, const RowsView& q, Worker& w) {
+  const int64_t dim = q.dim, width = problem_.v.dim;
+  const float* const slope = level_keys_.Slope(t.index);
+  const double spread = double(level_keys_.Spread(t.index)), entropy = std::log(double(t.segment->cell));
+  for (int64_t r = 0; r < t.rows; ++r) ReadRows(q, rows[size_t(r)], 1, w.queries.data() + r * dim);
+  std::fill_n(w.slopes.begin(), t.rows * width, 0.f);
+  simd::Dense().small_gemm(w.queries.data(), dim, slope, width, w.slopes.data(), width, t.rows, width, dim);
+  for (int64_t r = 0; r < t.rows; ++r) {
+    const Partial now = w.tile.State(r);
+    if (now.l == 0) continue;
+    const float earlier = w.before_l[size_t(r)] * std::exp(w.before_m[size_t(r)] - now.m);
+    const float cells = now.l - earlier;
+    // deviation_ holds the mass that cells gave so far.
+    float& share = deviation_[State(t.g, rows[size_t(r)])];
+    share = share * std::exp(w.reference[size_t(r)] - now.m) + cells;
+    w.reference[size_t(r)] = now.m;
+    const double variance =
+        double(problem_.scale) * double(problem_.scale) * double(index_.RowSquare(t.g, rows[size_t(r)])) * spread;
+    const float cut = variance <= 2 * entropy ? 1.f : float(std::sqrt(2 * entropy / variance));
+    const float weight = cells * problem_.scale * cut;
+    const float* const add = w.slopes.data() + r * width;
+    for (size_t i = 0; i < now.a.size(); ++i) now.a[i] += weight * add[i];
+  }
+}
+
+void Engine::KeepState(Worker& w, int64_t rows, std::vector<float>& m, std::vector<float>& l, std::vector<float>& a) {
+  const int64_t width = problem_.v.dim;
+  for (int64_t r = 0; r < rows; ++r) {
+    const Partial now = w.tile.State(r);
+    m[size_t(r)] = now.m, l[size_t(r)] = now.l;
+    if (certify_) std::copy(now.a.begin(), now.a.end(), a.begin() + r * width);
+  }
+}
+
+// What two halves of the samples gave, (l, a) and (l', a'), differ by (l - l', a - a'), whose square estimates the
+// variance of their sum. deviation_ adds up |(a - a') - o (l - l')|^2 over the levels, relative to e^2max, and
+// mass_deviation_ (l - l')^2.
+void Engine::AddSpread(const Tile& t, std::span<const int32_t> rows, Worker& w) {
+  const int64_t width = problem_.v.dim;
+  for (int64_t r = 0; r < t.rows; ++r) {
+    const Partial now = w.tile.State(r);
+    if (now.l == 0) continue;
+    const auto i = size_t(r);
+    const float f0 = std::exp(w.before_m[i] - now.m), f1 = std::exp(w.between_m[i] - now.m);
+    // (first half) - (second half) = 2 between - before - now.
+    const float mass = 2 * f1 * w.between_l[i] - f0 * w.before_l[i] - now.l, inverse = 1 / now.l;
+    const float *before = w.before.data() + r * width, *between = w.between.data() + r * width;
+    float squares = 0;
+    for (size_t c = 0; c < now.a.size(); ++c) {
+      const float d = 2 * f1 * between[c] - f0 * before[c] - now.a[c] - mass * now.a[c] * inverse;
+      squares += d * d;
+    }
+    const size_t at = State(t.g, rows[i]);
+    const float age = std::exp(2 * (w.reference[i] - now.m));
+    w.reference[i] = now.m;
+    deviation_[at] = deviation_[at] * age + squares;
+    mass_deviation_[at] = mass_deviation_[at] * age + mass * mass;
+  }
+}
+
+void Engine::Restore(int64_t kv, int64_t g, int64_t row, int64_t at, Worker& w) {
+  const size_t state = State(g, row);
+  w.reference[size_t(at)] = max_[state];
+  if (mass_[state] == 0) return;
+  w.tile.Merge(at, {max_[state], mass_[state], {Sums(kv, g, row), size_t(problem_.v.dim)}});
+}
+
+void Engine::Store(int64_t kv, int64_t g, int64_t row, int64_t at, Worker& w) {
+  const Partial now = w.tile.State(at);
+  const size_t state = State(g, row);
+  if (deviation_[state] != 0 && w.reference[size_t(at)] != now.m) {
+    const float age = std::exp(w.reference[size_t(at)] - now.m);
+    deviation_[state] *= certify_ ? age * age : age;
+    if (certify_) mass_deviation_[state] *= age * age;
+  }
+  max_[state] = now.m, mass_[state] = now.l;
+  std::copy(now.a.begin(), now.a.end(), Sums(kv, g, row));
+}
+
+// Sums into means.
+void Engine::Finish(int64_t kv) {
+  constexpr int64_t kRows = 256;
+  const int64_t pieces = (problem_.q.rows + kRows - 1) / kRows;
+  executor_.ParallelFor(problem_.Group() * pieces, [&](int64_t task, int) {
+    const int64_t g = task / pieces, first = task % pieces * kRows;
+    for (int64_t row = first; row < std::min(problem_.q.rows, first + kRows); ++row) {
+      const size_t state = State(g, row);
+      const std::span<float> out{Sums(kv, g, row), size_t(problem_.v.dim)};
+      const float lse = Finalize({max_[state], mass_[state], out}, out);
+      if (output_.lse != nullptr) output_.lse[(kv * problem_.Group() + g) * problem_.q.rows + row] = lse;
+    }
+  });
+}
+
+}  // namespace croquis::attention::hyper

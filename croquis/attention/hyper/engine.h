@@ -1,0 +1,93 @@
+// HyperAttention for one kv head at a time: exact leaves, then level after level, each row's state kept in the output.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "croquis/attention/hyper/index.h"
+#include "croquis/attention/hyper/level_keys.h"
+#include "croquis/attention/method.h"
+#include "croquis/attention/tiles.h"
+
+namespace croquis::attention::hyper {
+
+class Engine {
+ public:
+  // Takes the memory for a head; check Bytes() first.
+  Engine(Executor& executor, const Problem& problem, const Output& output, const Options& options, const Plan& plan,
+         TileType type);
+  static int64_t Bytes(const Problem& problem, const Plan& plan, TileType type);
+
+  // Answers the query heads of a kv head; adds to the report's sums (est_error and lse_std as sums over rows).
+  void RunHead(int64_t kv, RunReport* report);
+
+ private:
+  struct Worker {
+    Worker(TileType type, int64_t dim, int64_t value_dim);
+    QueryTile tile;
+    std::vector<float> queries, slopes;  // [64, dim], [64, value_dim]
+    // States of a tile before residuals and between the halves of samples.
+    std::vector<float> before, between, before_m, before_l, between_m, between_l;
+    std::vector<float> reference;  // of each row: what its deviations are relative to
+    std::vector<float> factors;
+    std::vector<Range> windows, visible;
+    double pairs = 0;
+  };
+  struct Tile {  // of a segment
+    const Segment* segment;
+    size_t index;
+    int64_t g, first, rows;  // in the order of codes; of the order of rows where the segment is exact
+  };
+
+  void RunLeaf(const Segment& leaf, int64_t kv, int64_t g, int64_t first, Worker& w);
+  void RunTile(const Tile& t, int64_t kv, Worker& w);
+  void Windows(const Tile& t, std::span<const uint16_t> codes, Worker& w) const;
+  void AttendResiduals(const Tile& t, int half, Worker& w);
+  void AttendRun(const KeySet& keys, int64_t base, int64_t n, int64_t rows, bool inside, Worker& w);
+  void AddSlopes(const Tile& t, std::span<const int32_t> rows, const RowsView& q, Worker& w);
+  void RowFactors(const Tile& t, std::span<const int32_t> rows, Worker& w) const;
+  void KeepState(Worker& w, int64_t rows, std::vector<float>& m, std::vector<float>& l, std::vector<float>& a);
+  void AddSpread(const Tile& t, std::span<const int32_t> rows, Worker& w);
+  void Restore(int64_t kv, int64_t g, int64_t row, int64_t at, Worker& w);
+  void Store(int64_t kv, int64_t g, int64_t row, int64_t at, Worker& w);
+  void Finish(int64_t kv);
+
+  // certificate.cc
+  struct ProbeResult {
+    std::vector<int32_t> rows;
+    std::vector<double> errors, lse_errors;
+  };
+  void Certify(int64_t kv, RunReport* report);
+  void CertifyHead(int64_t kv, int64_t g, double floor, const ProbeResult& probes, std::vector<int32_t>& failed,
+                   RunReport* report) const;
+  std::vector<int32_t> ProbeRows(int64_t head) const;
+  std::vector<ProbeResult> Probe(int64_t kv, double floor);
+  void AttendExactly(int64_t kv, int64_t g, std::span<const int32_t> rows, Range part, Worker& w);
+  void Recompute(int64_t kv, int64_t g, const std::vector<int32_t>& rows);
+
+  size_t State(int64_t g, int64_t row) const { return size_t(g * problem_.q.rows + row); }
+  std::span<const float> Answer(int64_t kv, int64_t g, int64_t row) const {
+    return output_.Head(kv * problem_.Group() + g, problem_.q.rows, problem_.v.dim)[row];
+  }
+  float* Sums(int64_t kv, int64_t g, int64_t row) {
+    return output_.Head(kv * problem_.Group() + g, problem_.q.rows, problem_.v.dim).Row(row);
+  }
+
+  Executor& executor_;
+  const Problem& problem_;
+  const Output& output_;
+  const Options& options_;
+  const Plan& plan_;
+  TileType type_;
+  Index index_;
+  LevelKeys level_keys_;
+  KeySet in_order_;                       // empty where no part is exact
+  bool certify_;                          // deviations between halves of samples are kept
+  std::vector<std::vector<Tile>> tiles_;  // of each level
+  std::vector<Tile> leaf_tiles_;
+  std::vector<Worker> workers_;
+  std::vector<float> max_, mass_;                  // natural
+  std::vector<float> deviation_, mass_deviation_;  // relative to e^max: see AddSpread
+};
+
+}  // namespace croquis::attention::hyper

@@ -1,0 +1,59 @@
+// The packed keys of one level of segments: all keys in hash order, and what stands for those outside of a window.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "croquis/attention/hyper/index.h"
+#include "croquis/attention/tiles.h"
+#include "croquis/base/executor.h"
+
+namespace croquis::attention::hyper {
+
+class LevelKeys {
+ public:
+  // Takes memory for the largest level.
+  LevelKeys(TileType type, const Problem& problem, const Options& options, const Plan& plan, int threads);
+  static int64_t Bytes(TileType type, const Problem& problem, const Plan& plan);
+
+  // Packs level `level` of kv head `kv`. random: where samples come from.
+  void Fill(Executor& executor, const Index& index, size_t level, int64_t kv);
+
+  const KeySet& sorted() const { return sorted_; }
+  const KeySet& residual() const { return residual_; }
+  // Residuals of half 0 or 1: how many, and those that stand for ranks inside of `window` (a run of them).
+  int64_t Residuals(const Segment& s, int half) const;
+  Range Inside(const Segment& s, int half, Range window) const;
+  // [dim, value_dim] with which scale * q is multiplied: the covariance of keys and values within cells.
+  const float* Slope(size_t segment) const { return slopes_[segment].data(); }
+  // Mean over cells of the variance of a key's coordinate within its cell.
+  float Spread(size_t segment) const { return spreads_[segment]; }
+
+ private:
+  struct Scratch {
+    std::vector<float> keys, values, row;
+  };
+
+  void Draw(const Segment& s, size_t level, size_t at, int64_t kv, std::span<const int32_t> order);
+  void PackCells(const Index& index, const Segment& s, int64_t block, const RowsView& k, const RowsView& v,
+                 std::span<const int32_t> order, Scratch& scratch);
+  void AddCovariance(const Segment& s, int64_t cell, std::span<const int32_t> members, const RowsView& k,
+                     const RowsView& v, const float* key_mean, const float* value_mean, float* row);
+  void Multiply(const Segment& s, size_t at, int64_t row);
+
+  const Problem& problem_;
+  const Options& options_;
+  const Plan& plan_;
+  KeySet sorted_, residual_;
+  std::vector<Scratch> scratch_;
+  std::vector<int32_t> in_block_;                     // slot % 64, to pack rows of a block's scratch
+  std::vector<int32_t> ranks_, picks_;                // of each residual slot: rank among the sorted keys, and the key
+  std::vector<int64_t> counts_;                       // of the half that begins at a block
+  std::vector<float> cell_spread_;                    // of each residual slot
+  std::vector<float> centred_keys_, centred_values_;  // of the level: [dim][rows] per segment, [rows][value_dim]
+  std::vector<std::vector<float>> slopes_;
+  std::vector<float> spreads_;
+};
+
+}  // namespace croquis::attention::hyper
