@@ -18,10 +18,10 @@ enum class Head {
   kSinks      // planted, and three keys along the mean query with tiny values
 };
 
-// f32 tensors of one head of n queries and keys.
+// One head of n queries and keys. copy: how much of its key a planted query holds.
 class HeadData {
  public:
-  HeadData(Head head, int64_t n, int64_t dim, uint64_t seed, simd::RowType type = simd::RowType::kF32)
+  HeadData(Head head, int64_t n, int64_t dim, uint64_t seed, simd::RowType type = simd::RowType::kF32, float copy = 1)
       : n_(n), dim_(dim), random_{seed, Purpose("attention.hyper.test_data")}, q_(Noise(n, 1)), k_(Noise(n, 1)) {
     std::vector<int64_t> partner(static_cast<size_t>(n));
     std::iota(partner.begin(), partner.end(), 0);
@@ -30,7 +30,8 @@ class HeadData {
     if (head == Head::kPlanted || head == Head::kSinks) {
       const std::vector<float> noise = Noise(n, .6f);
       for (int64_t i = 0; i < n; ++i)
-        for (int64_t c = 0; c < dim; ++c) At(q_, i, c) = At(k_, partner[size_t(i)], c) + noise[size_t(i * dim + c)];
+        for (int64_t c = 0; c < dim; ++c)
+          At(q_, i, c) = copy * At(k_, partner[size_t(i)], c) + noise[size_t(i * dim + c)];
     }
     if (head == Head::kClusters) {
       std::vector<float> centres = Noise(24, 1);
