@@ -18,17 +18,12 @@ constexpr double kLewisTolerance = 1e-3;  // bounds hold for any weights, so thi
 class KeyReader {
  public:
   KeyReader(const RowsView& k, bool center) : k_(k), center_(center) {
-    // As large as the coordinates of the first key that is not zero, so that the ridge means the same for it.
     std::vector<float> row(static_cast<size_t>(k.dim));
-    for (int64_t r = 0; center && r < k.rows; ++r) {
-      k.Read(r, row.data());
-      double sum = 0;
-      for (const float x : row) sum += double(x) * double(x);
-      if (sum == 0) continue;
-      constant_ = float(std::sqrt(sum / double(k.dim)));
-      break;
+    for (from_ = 0; center && from_ < k.rows; ++from_) {
+      k.Read(from_, row.data());
+      constant_ = CenteringConstant(row);
+      if (constant_ > 0) break;
     }
-    if (constant_ == 0) constant_ = 1;
   }
   int64_t dim() const { return k_.dim + center_; }
   // Rows first .. first + n.
@@ -36,7 +31,7 @@ class KeyReader {
     Matrix<float> out(n, dim());
     for (int64_t r = 0; r < n; ++r) {
       k_.Read(first + r, out.Row(r));
-      if (center_) out.Row(r)[k_.dim] = constant_;
+      if (center_) out.Row(r)[k_.dim] = first + r >= from_ ? constant_ : 0;
     }
     return out;
   }
@@ -44,6 +39,7 @@ class KeyReader {
  private:
   RowsView k_;
   bool center_;
+  int64_t from_ = 0;  // first key that is not zero
   float constant_ = 0;
 };
 

@@ -122,4 +122,8 @@ void SensitivityBounds(Executor& executor, MatView<const float> keys, double p, 
     bounds[j] = weights[j] > 0 ? weights[j] * std::pow(bounds[j] / weights[j], p / 2) * factor : 0;
 }
 
+float CenteringConstant(std::span<const float> key) {
+  return float(std::sqrt(SquaredNorm(key.data(), int64_t(key.size())) / double(key.size())));
+}
+
 }  // namespace croquis::attention::lev

@@ -52,4 +52,9 @@ LewisReport LewisWeights(Executor& executor, MatView<const float> keys, double p
 void SensitivityBounds(Executor& executor, MatView<const float> keys, double p, double ridge,
                        std::span<const double> weights, std::span<double> bounds);
 
+// The constant that is appended to keys for leverage about their mean: as large as the coordinates of `key`, the first
+// one that is not zero, so that the ridge means the same for it. 0 for a zero key: keys before the first that is not
+// zero get none, so that no constant depends on later keys.
+float CenteringConstant(std::span<const float> key);
+
 }  // namespace croquis::attention::lev
