@@ -11,7 +11,12 @@
 namespace croquis::codecs {
 
 DenseCodec::DenseCodec(const CodecRequest& request, simd::RowType type) : GenericCodec(request), type_(type) {
-  NameOwnKernels([](simd::Target t) { return std::string(simd::Dense(t).name); });
+  NameOwnKernels([](simd::Target t) {
+    const std::string vectors(simd::Dense(t).name);
+    const simd::SplitKernels* tiles = simd::Split(t);
+    if (tiles == nullptr) return vectors;
+    return std::string(tiles->name) + " from " + std::to_string(tiles->least_rows) + " rows, " + vectors + " below";
+  });
 }
 
 void DenseCodec::Encode(MatView<const float> x, int64_t first, std::byte* page) const noexcept {
@@ -53,15 +58,41 @@ void DenseCodec::DecodeTile(const std::byte* page, int64_t first, int64_t count,
   }
 }
 
+const simd::SplitKernels* DenseCodec::Tiles(int64_t rows) const noexcept {
+  const simd::SplitKernels* tiles = simd::Split();
+  return tiles != nullptr && rows >= tiles->least_rows ? tiles : nullptr;
+}
+
+size_t DenseCodec::QueryBytes(int64_t rows) const noexcept {
+  const simd::SplitKernels* tiles = Tiles(rows);
+  const size_t f32 = GenericCodec::QueryBytes(rows);  // also what tiles are prepared from
+  return f32 + (tiles ? tiles->query_bytes(rows, HeadDim()) : 0);
+}
+
+void DenseCodec::Prepare(MatView<const float> q, float scale, std::byte* query) const noexcept {
+  const simd::SplitKernels* tiles = Tiles(q.rows);
+  if (tiles == nullptr) return GenericCodec::Prepare(q, scale, query);
+  std::byte* const scaled = query + tiles->query_bytes(q.rows, HeadDim());
+  GenericCodec::Prepare(q, scale, scaled);
+  tiles->prepare({reinterpret_cast<const float*>(scaled), q.rows, HeadDim()}, query);
+}
+
+size_t DenseCodec::ScratchBytes(int64_t rows) const noexcept {
+  const simd::SplitKernels* tiles = Tiles(rows);
+  return std::max(GenericCodec::ScratchBytes(rows), tiles ? tiles->scratch_bytes(rows, HeadDim()) : 0);
+}
+
 void DenseCodec::Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* /*next*/,
-                       size_t /*next_bytes*/, float* logits, std::byte* /*scratch*/) const noexcept {
+                       size_t /*next_bytes*/, float* logits, std::byte* scratch) const noexcept {
+  if (const auto* tiles = Tiles(rows)) return tiles->score(type_, page, query, rows, HeadDim(), logits, scratch);
   const MatView<const float> q{reinterpret_cast<const float*>(query), rows, HeadDim()};
   simd::Dense().score_rows(type_, q, page, RowBytes(), kPageTokens, logits, kPageTokens);
 }
 
 void DenseCodec::Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows,
                             const std::byte* /*next*/, size_t /*next_bytes*/, MatView<float> acc,
-                            std::byte* /*scratch*/) const noexcept {
+                            std::byte* scratch) const noexcept {
+  if (const auto* tiles = Tiles(rows)) return tiles->accumulate(type_, page, p, p_scale, acc, scratch);
   simd::Dense().accumulate_rows(type_, p, kPageTokens, p_scale, rows, page, RowBytes(), kPageTokens, acc);
 }
 

@@ -3,6 +3,7 @@
 
 #include "croquis/codecs/generic_codec.h"
 #include "croquis/simd/dense_kernels.h"
+#include "croquis/simd/split_kernels.h"
 
 namespace croquis::codecs {
 
@@ -16,13 +17,18 @@ class DenseCodec final : public GenericCodec {
   // f16: magnitudes above 65504 are stored as 65504 (never infinite).
   void Encode(MatView<const float> x, int64_t first, std::byte* page) const noexcept override;
 
+  size_t QueryBytes(int64_t rows) const noexcept override;
+  void Prepare(MatView<const float> q, float scale, std::byte* query) const noexcept override;
   void Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* next, size_t next_bytes,
              float* logits, std::byte* scratch) const noexcept override;
   void Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows, const std::byte* next,
                   size_t next_bytes, MatView<float> acc, std::byte* scratch) const noexcept override;
+  size_t ScratchBytes(int64_t rows) const noexcept override;
 
  private:
   void DecodeTile(const std::byte* page, int64_t first, int64_t count, float* x) const noexcept override;
+  // Many query rows take tiles where the machine has them: what computes then, or null.
+  const simd::SplitKernels* Tiles(int64_t rows) const noexcept;
   int64_t RowBytes() const noexcept { return HeadDim() * simd::RowTypeBytes(type_); }
 
   simd::RowType type_;

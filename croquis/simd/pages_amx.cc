@@ -11,6 +11,12 @@
 
 namespace croquis::simd {
 namespace amx {
+
+ThreadTiles& MyTiles() {
+  static thread_local constinit ThreadTiles tiles;
+  return tiles;
+}
+
 namespace {
 
 using avx512::CodesAt;
@@ -440,9 +446,9 @@ void Accumulate(const PageLayout& layout, const Levels& levels, Precision precis
   }
 }
 
-void Enter() { ++Mine().scopes; }
+void Enter() { ++MyTiles().scopes; }
 void Leave() {
-  if (--Mine().scopes == 0) ReleaseTiles(Mine());
+  if (--MyTiles().scopes == 0) ReleaseTiles(MyTiles());
 }
 
 }  // namespace

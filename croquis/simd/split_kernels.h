@@ -1,0 +1,38 @@
+// Products of many query rows with pages of f32, f16 or bf16 rows on tiles of bf16, exact to f32: every number is cut
+// into parts of eight bits (an f32 is the sum of three bf16, an f16 of two), and the products of parts that an f32 sum
+// can feel are added up, small ones first. On AMX six bf16 products take less than half the time of one f32 product.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "croquis/base/view.h"
+#include "croquis/simd/dense_kernels.h"
+#include "croquis/simd/target.h"
+
+namespace croquis::simd {
+
+// Pages hold 128 rows of `dim` numbers, one after the other. Queries and scratch are 64-byte aligned.
+struct SplitKernels {
+  std::string_view name;
+  int64_t least_rows;  // query rows from which on they are faster than the kernels of dense_kernels.h
+
+  // Bytes of prepared queries, and of scratch (multiples of 64). dim: at most 256.
+  size_t (*query_bytes)(int64_t rows, int64_t dim);
+  size_t (*scratch_bytes)(int64_t rows, int64_t dim);
+  // q: [rows, dim] f32, already scaled.
+  void (*prepare)(MatView<const float> q, std::byte* query);
+  // logits[row * 128 + t] = <q[row], k[t]> for all 128 rows of the page.
+  void (*score)(RowType type, const std::byte* k, const std::byte* query, int64_t rows, int64_t dim, float* logits,
+                std::byte* scratch);
+  // acc[row][i] += p_scale[row] * sum_t p[row * 128 + t] * v[t][i].
+  void (*accumulate)(RowType type, const std::byte* v, const float* p, const float* p_scale, MatView<float> acc,
+                     std::byte* scratch);
+};
+
+// Those of a target (of the active one), or null where it has no such tiles.
+const SplitKernels* Split(Target target);
+const SplitKernels* Split();
+
+}  // namespace croquis::simd
