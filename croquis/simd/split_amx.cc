@@ -96,7 +96,8 @@ inline void Transpose(__m512* x) {
 
 // ---- products ----
 
-// Which part of the page's numbers meets which of the others: those above 2^-24 of the largest, small ones first.
+// Which part of the page's numbers meets which of the others: those above 2^-24 of the largest, small ones first. Those
+// of one part of the page follow each other, so that its tiles are loaded once.
 struct Pair {
   int page, other;
 };
@@ -104,11 +105,11 @@ template <int kParts>
 struct Pairs;
 template <>
 struct Pairs<3> {
-  static constexpr Pair kAll[] = {{2, 0}, {1, 1}, {0, 2}, {1, 0}, {0, 1}, {0, 0}};
+  static constexpr Pair kAll[] = {{2, 0}, {1, 1}, {1, 0}, {0, 2}, {0, 1}, {0, 0}};
 };
 template <>
 struct Pairs<2> {
-  static constexpr Pair kAll[] = {{1, 1}, {0, 2}, {1, 0}, {0, 1}, {0, 0}};
+  static constexpr Pair kAll[] = {{1, 1}, {1, 0}, {0, 2}, {0, 1}, {0, 0}};
 };
 template <>
 struct Pairs<1> {
@@ -130,21 +131,24 @@ inline void Block(const Strip (&a)[2], const Strip (&b)[2], int64_t steps, float
   if (kB > 1) ZeroTile<1>();
   if (kA > 1) ZeroTile<2>();
   if (kA > 1 && kB > 1) ZeroTile<3>();
-  for (const Pair pair : Pairs<kParts>::kAll) {
-    const int pa = kPageIsA ? pair.page : pair.other, pb = kPageIsA ? pair.other : pair.page;
-    for (int64_t s = 0; s < steps; ++s) {
-      LoadTile<4>(a[0].Tile(s, pa), 64);
-      LoadTile<6>(b[0].Tile(s, pb), 64);
+  // All products of a step while its tiles are in the first cache.
+  for (int64_t s = 0; s < steps; ++s) {
+    int held = -1;  // part of the page that is loaded
+    for (const Pair pair : Pairs<kParts>::kAll) {
+      const int pa = kPageIsA ? pair.page : pair.other, pb = kPageIsA ? pair.other : pair.page;
+      if (!kPageIsA || pair.page != held) {
+        LoadTile<4>(a[0].Tile(s, pa), 64);
+        if constexpr (kA > 1) LoadTile<5>(a[1].Tile(s, pa), 64);
+      }
+      if (kPageIsA || pair.page != held) {
+        LoadTile<6>(b[0].Tile(s, pb), 64);
+        if constexpr (kB > 1) LoadTile<7>(b[1].Tile(s, pb), 64);
+      }
+      held = pair.page;
       MultiplyBf16<0, 4, 6>();
-      if constexpr (kB > 1) {
-        LoadTile<7>(b[1].Tile(s, pb), 64);
-        MultiplyBf16<1, 4, 7>();
-      }
-      if constexpr (kA > 1) {
-        LoadTile<5>(a[1].Tile(s, pa), 64);
-        MultiplyBf16<2, 5, 6>();
-        if constexpr (kB > 1) MultiplyBf16<3, 5, 7>();
-      }
+      if constexpr (kB > 1) MultiplyBf16<1, 4, 7>();
+      if constexpr (kA > 1) MultiplyBf16<2, 5, 6>();
+      if constexpr (kA > 1 && kB > 1) MultiplyBf16<3, 5, 7>();
     }
   }
   StoreTile<0>(c);

@@ -18,7 +18,7 @@ namespace croquis::attention {
 namespace {
 
 constexpr int64_t kPage = codecs::kPageTokens;
-constexpr int64_t kBlockRows = 64;      // query rows that take a page together: their logits stay in the first caches
+constexpr int64_t kBlockRows = 128;     // query rows that take a page together: enough to reuse an expanded page
 constexpr int64_t kTasks = 64;          // pieces that the pages of a call are cut into when they can be
 constexpr int64_t kFewRows = 8;         // query rows up to which memory is the limit; tasks then take several heads
 constexpr int64_t kLeastPages = 4;      // of a piece: writing and joining its states stay below 5 %
