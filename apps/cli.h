@@ -93,6 +93,7 @@ void AddNeedle(CLI::App& app, Action* action);
 void AddBench(CLI::App& app, Action* action);
 void AddBenchBatch(CLI::App& bench, Action* action);  // a part of bench
 void AddCodecs(CLI::App& app, Action* action);
+void AddAttn(CLI::App& app, Action* action);
 void AddDemo(CLI::App& app, Action* action);
 
 // The whole program; argv as in main. Returns the exit code.

@@ -2,6 +2,7 @@
 #include <iostream>
 
 #include "apps/cli.h"
+#include "apps/params.h"
 #include "apps/progress.h"
 #include "croquis/codecs/codec.h"
 #include "croquis/codecs/measure.h"
@@ -49,32 +50,11 @@ std::vector<std::string> DefaultRows() {
   return rows;
 }
 
-std::string ParamText(const ParamInfo& p) {
-  const std::string range =
-      p.choices.empty() ? std::to_string(p.min) + ".." + std::to_string(p.max) : std::string(p.choices);
-  return std::string(p.name) + "=" + range + " (" + std::string(p.def) + ")";
-}
-
-Json ParamsOf(const codecs::MethodInfo& method) {
-  Json params = Json::array();
-  for (const ParamInfo& p : method.params) {
-    Json one = {{"name", p.name}, {"default", p.def}};
-    if (p.choices.empty()) {
-      one["min"] = p.min;
-      one["max"] = p.max;
-    } else {
-      one["choices"] = p.choices;
-    }
-    one["help"] = p.help;
-    params.push_back(one);
-  }
-  return params;
-}
-
 Status List(const CodecsOptions& o, int threads) {
   Json rows = Json::array();
   for (const codecs::MethodInfo* m : codecs::Methods()) {
-    rows.push_back({{"codec", m->name}, {"summary", m->summary}, {"paper", m->paper}, {"params", ParamsOf(*m)}});
+    rows.push_back(
+        {{"codec", m->name}, {"summary", m->summary}, {"paper", m->paper}, {"params", ParamsJson(m->params)}});
   }
   if (o.common.json) {
     PrintRows(o.common, "codecs", threads, {}, rows);
@@ -82,7 +62,7 @@ Status List(const CodecsOptions& o, int threads) {
   }
   for (const codecs::MethodInfo* m : codecs::Methods()) {
     std::cout << m->name << ": " << m->summary << (m->paper.empty() ? "" : " (" + std::string(m->paper) + ")") << "\n";
-    for (const ParamInfo& p : m->params) std::cout << "    " << ParamText(p) << "  " << p.help << "\n";
+    std::cout << ParamLines(m->params);
   }
   return {};
 }
@@ -158,7 +138,7 @@ Status Run(const CodecsOptions& o) {
   Json methods_json = Json::array();
   for (const codecs::MethodInfo* m : codecs::Methods()) {
     methods_json.push_back(
-        {{"codec", m->name}, {"summary", m->summary}, {"paper", m->paper}, {"params", ParamsOf(*m)}});
+        {{"codec", m->name}, {"summary", m->summary}, {"paper", m->paper}, {"params", ParamsJson(m->params)}});
   }
   PrintRows(o.common, "codecs", executor->threads(), columns, rows,
             {{"head_dim", o.head_dim}, {"rows_kind", o.kind}, {"methods", methods_json}});

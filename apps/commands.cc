@@ -14,7 +14,8 @@ constexpr const char* kExamples =
     "  croquis run MODEL -f book.txt --kv k=eden:bits=4,v=eden:bits=3\n"
     "  croquis eval MODEL text.txt --kv eden:bits=4 --kv q4_0 --plot quality.svg\n"
     "  croquis bench attention --n 32768\n"
-    "  croquis codecs\n";
+    "  croquis codecs\n"
+    "  croquis attn --q q.npy --k k.npy --v v.npy --method hyper --causal -o out.npy\n";
 
 int Fail(const Error& error) {
   if (error.message == "interrupted" && Interrupted()) {
@@ -40,6 +41,7 @@ int Main(int argc, const char* const* argv) {
   AddNeedle(app, &action);
   AddBench(app, &action);
   AddCodecs(app, &action);
+  AddAttn(app, &action);
   AddDemo(app, &action);
   try {
     app.parse(argc, argv);
