@@ -435,7 +435,11 @@ TEST(Conformance, ReportsAreFilled) {
       if (!ran) continue;
       const RunReport& r = ran->report;
       EXPECT_GT(r.pairs, 0) << text;
-      EXPECT_EQ(r.exact_pairs, random.problem.Pairs()) << text;
+      if (info.second) {  // triples of a query and two keys
+        EXPECT_GE(r.exact_pairs, random.problem.Pairs()) << text;
+      } else {
+        EXPECT_EQ(r.exact_pairs, random.problem.Pairs()) << text;
+      }
       EXPECT_EQ(r.rows, 4 * 127) << text;
       EXPECT_FALSE(r.kernel.empty()) << text;
       EXPECT_GE(r.fallback_rows, 0) << text;

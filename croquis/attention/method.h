@@ -20,7 +20,7 @@ namespace croquis::attention {
 // What a run did and how wrong it may be.
 struct RunReport {
   double pairs = 0;        // (query, key) pairs evaluated, over all heads; virtual keys and features count as pairs
-  double exact_pairs = 0;  // what exact attention evaluates
+  double exact_pairs = 0;  // what exact attention evaluates; third-order attention counts triples in both
   // Estimate of the mean over rows of |o~ - o| / (|o| + 1e-3 max_j |v_j|); 0 for exact methods, -1 where the method has
   // no estimate.
   double est_error = 0;

@@ -24,7 +24,7 @@ constexpr int64_t kProbes = 4;
 const ParamInfo kParams[] = {
     {"variant", "fast", 0, 0, "fast|exact", "exact: all pairs of keys, cubic time; fast: monomial features"},
     {"degree", "0", 0, kMaxDegree, {}, "of the polynomial for e^s; 0: the lowest that guarantees eps"},
-    {"eps", "0.001", 0, 0, {}, "largest guaranteed error wanted, relative to the largest |v1 o v2|", 1e-6, 1},
+    {"eps", "0.05", 0, 0, {}, "largest guaranteed error wanted, relative to the largest |v1 o v2|", 1e-6, 1},
     {"series", "taylor", 0, 0, "taylor|chebyshev",
      "taylor: best where most logits are small; chebyshev: a lower degree"},
     {"check", "1", 0, 1, {}, "refuse entries for which nothing is guaranteed; 0: compute rows that fail exactly"},
@@ -177,27 +177,39 @@ namespace tensor {
 double Bound::B() const { return std::max({q, k1, k2}); }
 
 Bound Measure(Executor& executor, const Problem& p) {
-  const auto maxima = [&](const TensorView& t) {
-    Matrix<float> largest(t.heads, t.dim);
+  struct Sizes {
+    std::vector<double> entries;  // largest magnitude of each coordinate
+    double norm = 0;              // largest 3-norm of a row
+    double Top() const { return *std::max_element(entries.begin(), entries.end()); }
+  };
+  const auto measure = [&](const TensorView& t) {
+    std::vector<Sizes> heads(static_cast<size_t>(t.heads));
     executor.ParallelFor(t.heads, [&](int64_t h, int) {
+      Sizes& sizes = heads[size_t(h)];
+      sizes.entries.resize(size_t(t.dim));
       std::vector<float> row(static_cast<size_t>(t.dim));
       for (int64_t r = 0; r < t.rows; ++r) {
         t.Head(h).Read(r, row.data());
-        for (int64_t x = 0; x < t.dim; ++x) largest.Row(h)[x] = std::max(largest.Row(h)[x], std::abs(row[size_t(x)]));
+        double cubes = 0;
+        for (size_t x = 0; x < row.size(); ++x) {
+          const double size = std::abs(double(row[x]));
+          sizes.entries[x] = std::max(sizes.entries[x], size);
+          cubes += size * size * size;
+        }
+        sizes.norm = std::max(sizes.norm, std::cbrt(cubes));
       }
     });
-    return largest;
+    return heads;
   };
-  const auto top = [](const Matrix<float>& m) {
-    return double(*std::max_element(m.data(), m.data() + m.rows() * m.cols()));
-  };
-  const Matrix<float> q = maxima(p.q), k1 = maxima(p.k), k2 = maxima(p.SecondKeys());
-  Bound bound{top(q), top(k1), top(k2)};
+  const auto q = measure(p.q), k1 = measure(p.k), k2 = measure(p.SecondKeys());
+  Bound bound;
   for (int64_t h = 0; h < p.q.heads; ++h) {
+    const Sizes &a = q[size_t(h)], &b = k1[size_t(h / p.Group())], &c = k2[size_t(h / p.Group())];
     double sum = 0;
-    for (int64_t x = 0; x < p.q.dim; ++x)
-      sum += double(q.Row(h)[x]) * double(k1.Row(h / p.Group())[x]) * double(k2.Row(h / p.Group())[x]);
-    bound.logit = std::max(bound.logit, std::abs(double(p.scale)) * sum);
+    for (size_t x = 0; x < a.entries.size(); ++x) sum += a.entries[x] * b.entries[x] * c.entries[x];
+    bound.logit = std::max(bound.logit, std::abs(double(p.scale)) * std::min(sum, a.norm * b.norm * c.norm));
+    bound.q = std::max(bound.q, a.Top()), bound.k1 = std::max(bound.k1, b.Top()),
+    bound.k2 = std::max(bound.k2, c.Top());
   }
   return bound;
 }

@@ -15,8 +15,8 @@ namespace croquis::attention::tensor {
 struct Bound {
   double q = 0, k1 = 0, k2 = 0;  // largest magnitudes of entries
   double B() const;              // the largest of the three
-  // Largest possible |logit|: |scale| sum_x max|q_x| max|k1_x| max|k2_x| (at most |scale| dim B^3), the largest over
-  // heads.
+  // What no |logit| exceeds: the smaller of |scale| sum_x max|q_x| max|k1_x| max|k2_x| and, by Hoelder's inequality,
+  // |scale| max|q|_3 max|k1|_3 max|k2|_3, the largest over heads. At most |scale| dim B^3.
   double logit = 0;
 };
 Bound Measure(Executor& executor, const Problem& problem);
