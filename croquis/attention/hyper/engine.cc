@@ -9,7 +9,7 @@ namespace croquis::attention::hyper {
 namespace {
 
 // Without a mask every key is among the sorted ones; keys in order are needed where something is exact.
-bool NeedsKeysInOrder(const Problem& p, const Plan& plan) { return p.mask.causal || !plan.approximates; }
+bool NeedsKeysInOrder(const Problem& p, const Plan& plan) { return p.mask.causal || plan.segments == 0; }
 
 }  // namespace
 
@@ -30,6 +30,14 @@ Engine::Engine(Executor& executor, const Problem& problem, const Output& output,
     for (int64_t g = 0; g < group; ++g)
       for (int64_t at = leaf.rows.first; at < leaf.rows.last; at += kTileRows)
         leaf_tiles_.push_back({&leaf, 0, g, at, std::min(kTileRows, leaf.rows.last - at)});
+  for (size_t i = 0; i < plan.spans.size(); ++i)
+    for (int64_t g = 0; g < group; ++g)
+      for (int64_t at = plan.spans[i].rows.first; at < plan.spans[i].rows.last; at += kTileRows)
+        last_tiles_.push_back({nullptr, i, g, at, std::min(kTileRows, plan.spans[i].rows.last - at)});
+  slopes_.resize(plan.spans.size());
+  if (options.residual == Residual::kMoment)
+    for (size_t i = 0; i < plan.spans.size(); ++i)
+      if (!plan.spans[i].segments.empty()) slopes_[i].covariance = Matrix<float>(problem.k.dim, problem.v.dim);
   for (const Level& level : plan.levels) {
     tiles_.emplace_back();
     for (size_t s = 0; s < level.segments.size(); ++s)
@@ -47,9 +55,9 @@ Engine::Engine(Executor& executor, const Problem& problem, const Output& output,
 Engine::Worker::Worker(TileType type, int64_t dim, int64_t value_dim)
     : tile(type, dim, value_dim),
       queries(size_t(kTileRows * dim)),
-      slopes(size_t(kTileRows * value_dim)),
-      before(slopes.size()),
-      between(slopes.size()),
+      steps(size_t(kTileRows * value_dim)),
+      before(steps.size()),
+      between(steps.size()),
       before_m(kTileRows),
       before_l(kTileRows),
       between_m(kTileRows),
@@ -62,7 +70,7 @@ Engine::Worker::Worker(TileType type, int64_t dim, int64_t value_dim)
 int64_t Engine::Bytes(const Problem& p, const Plan& plan, TileType type) {
   return Index::Bytes(p, plan) + LevelKeys::Bytes(type, p, plan) +
          (NeedsKeysInOrder(p, plan) ? int64_t(KeySet::Bytes(type, p.k.rows, p.k.dim, p.v.dim)) : 0) +
-         16 * p.Group() * p.q.rows;
+         4 * int64_t(plan.spans.size()) * p.k.dim * p.v.dim + 16 * p.Group() * p.q.rows;
 }
 
 void Engine::RunHead(int64_t kv, RunReport* report) {
@@ -84,7 +92,7 @@ void Engine::RunHead(int64_t kv, RunReport* report) {
     });
   }
   Finish(kv);
-  if (plan_.approximates) Certify(kv, report);
+  if (plan_.segments > 0) Certify(kv, report);
   for (const Worker& w : workers_) report->pairs += w.pairs;
 }
 
@@ -122,9 +130,8 @@ void Engine::RunTile(const Tile& t, int64_t kv, Worker& w) {
               moment ? std::span<const float>(w.factors).first(size_t(t.rows)) : std::span<const float>());
   for (int64_t r = 0; r < t.rows; ++r) Restore(kv, t.g, rows[size_t(r)], r, w);
   if (moment) {
-    KeepState(w, t.rows, w.before_m, w.before_l, w.before);
     AttendResiduals(t, 0, w);
-    AddSlopes(t, rows, q, w);
+    AddShares(t, rows, w);
   }
   const KeySet& sorted = level_keys_.sorted();
   w.tile.Attend(sorted, s.slot, s.slot + s.globals);
@@ -211,40 +218,26 @@ void Engine::AttendResiduals(const Tile& t, int half, Worker& w) {
 // once s^2 > 2 ln n: from there on its largest term rules, and the exponent grows like s sqrt(2 ln n) - ln n (Derrida's
 // random energy model, Phys. Rev. B 24, 2613).
 void Engine::RowFactors(const Tile& t, std::span<const int32_t> rows, Worker& w) const {
-  const double spread = double(level_keys_.Spread(t.index)), entropy = std::log(double(t.segment->cell));
+  const float spread = level_keys_.Spread(*t.segment), entropy = std::log(float(t.segment->cell));
+  const float square = problem_.scale * problem_.scale;
   for (int64_t r = 0; r < t.rows; ++r) {
-    const double tilt =
-        double(problem_.scale) * double(problem_.scale) * double(index_.RowSquare(t.g, rows[size_t(r)]));
-    const double variance = tilt * spread;
-    w.factors[size_t(r)] =
-        float(variance <= 2 * entropy ? tilt / 2 : (std::sqrt(2 * entropy * variance) - entropy) / spread);
+    const float tilt = square * index_.RowSquare(t.g, rows[size_t(r)]), variance = tilt * spread;
+    w.factors[size_t(r)] = variance <= 2 * entropy ? tilt / 2 : (std::sqrt(2 * entropy * variance) - entropy) / spread;
   }
 }
 
-// To first order the mean value of a cell, seen by q, is v_c + scale C q with C the covariance of values and keys
-// within it; C is taken over all cells. Beyond the point above a cell's largest term rules and the step is cut there.
-void Engine::AddSlopes(const Tile& t, std::span<const int32_t> rows, const RowsView& q, Worker& w) {
-  const int64_t dim = q.dim, width = problem_.v.dim;
-  const float* const slope = level_keys_.Slope(t.index);
-  const double spread = double(level_keys_.Spread(t.index)), entropy = std::log(double(t.segment->cell));
-  for (int64_t r = 0; r < t.rows; ++r) ReadRows(q, rows[size_t(r)], 1, w.queries.data() + r * dim);
-  std::fill_n(w.slopes.begin(), t.rows * width, 0.f);
-  simd::Dense().small_gemm(w.queries.data(), dim, slope, width, w.slopes.data(), width, t.rows, width, dim);
+// deviation_ holds the mass that cells gave so far, for the steps of Finish and for the certificate.
+void Engine::AddShares(const Tile& t, std::span<const int32_t> rows, Worker& w) {
   for (int64_t r = 0; r < t.rows; ++r) {
     const Partial now = w.tile.State(r);
-    if (now.l == 0) continue;
-    const float earlier = w.before_l[size_t(r)] * std::exp(w.before_m[size_t(r)] - now.m);
-    const float cells = now.l - earlier;
-    // deviation_ holds the mass that cells gave so far.
-    float& share = deviation_[State(t.g, rows[size_t(r)])];
-    share = share * std::exp(w.reference[size_t(r)] - now.m) + cells;
+    const size_t state = State(t.g, rows[size_t(r)]);
     w.reference[size_t(r)] = now.m;
-    const double variance =
-        double(problem_.scale) * double(problem_.scale) * double(index_.RowSquare(t.g, rows[size_t(r)])) * spread;
-    const float cut = variance <= 2 * entropy ? 1.f : float(std::sqrt(2 * entropy / variance));
-    const float weight = cells * problem_.scale * cut;
-    const float* const add = w.slopes.data() + r * width;
-    for (size_t i = 0; i < now.a.size(); ++i) now.a[i] += weight * add[i];
+    if (mass_[state] == 0) {
+      deviation_[state] = now.l;
+      continue;
+    }
+    const float age = std::exp(max_[state] - now.m);
+    deviation_[state] = deviation_[state] * age + (now.l - mass_[state] * age);
   }
 }
 
@@ -253,7 +246,7 @@ void Engine::KeepState(Worker& w, int64_t rows, std::vector<float>& m, std::vect
   for (int64_t r = 0; r < rows; ++r) {
     const Partial now = w.tile.State(r);
     m[size_t(r)] = now.m, l[size_t(r)] = now.l;
-    if (certify_) std::copy(now.a.begin(), now.a.end(), a.begin() + r * width);
+    std::copy(now.a.begin(), now.a.end(), a.begin() + r * width);
   }
 }
 
@@ -302,19 +295,62 @@ void Engine::Store(int64_t kv, int64_t g, int64_t row, int64_t at, Worker& w) {
   std::copy(now.a.begin(), now.a.end(), Sums(kv, g, row));
 }
 
-// Sums into means.
-void Engine::Finish(int64_t kv) {
-  constexpr int64_t kRows = 256;
-  const int64_t pieces = (problem_.q.rows + kRows - 1) / kRows;
-  executor_.ParallelFor(problem_.Group() * pieces, [&](int64_t task, int) {
-    const int64_t g = task / pieces, first = task % pieces * kRows;
-    for (int64_t row = first; row < std::min(problem_.q.rows, first + kRows); ++row) {
-      const size_t state = State(g, row);
-      const std::span<float> out{Sums(kv, g, row), size_t(problem_.v.dim)};
-      const float lse = Finalize({max_[state], mass_[state], out}, out);
-      if (output_.lse != nullptr) output_.lse[(kv * problem_.Group() + g) * problem_.q.rows + row] = lse;
+// To first order the mean value of a cell, seen by q, is v_c + scale C q with C the covariance of values and keys
+// within it. C is taken over all cells of a segment, and over all segments that a row meets, by their lengths, so that
+// one step a row does, as long as its mass from cells.
+void Engine::MakeSlopes() {
+  executor_.ParallelFor(int64_t(slopes_.size()), [&](int64_t i, int) {
+    Slope& slope = slopes_[size_t(i)];
+    if (slope.covariance.rows() == 0) return;
+    const std::vector<const Segment*>& segments = plan_.spans[size_t(i)].segments;
+    double keys = 0, cells = 0;
+    for (const Segment* s : segments) keys += double(s->keys.size()), cells += double(s->residuals);
+    const int64_t n = problem_.k.dim * problem_.v.dim;
+    std::fill_n(slope.covariance.data(), n, 0.f);
+    slope.spread = 0, slope.entropy = std::log(std::max(1., keys / cells));
+    for (const Segment* s : segments) {
+      const double part = double(s->keys.size()) / keys;
+      const float* const from = level_keys_.Covariance(*s).data;
+      for (int64_t c = 0; c < n; ++c) slope.covariance.data()[c] += float(part) * from[c];
+      slope.spread += part * double(level_keys_.Spread(*s));
     }
   });
+}
+
+// Steps, and sums into means.
+void Engine::Finish(int64_t kv) {
+  if (options_.residual == Residual::kMoment) MakeSlopes();
+  executor_.ParallelFor(int64_t(last_tiles_.size()), [&](int64_t i, int worker) {
+    FinishTile(last_tiles_[size_t(i)], kv, workers_[size_t(worker)]);
+  });
+}
+
+void Engine::FinishTile(const Tile& t, int64_t kv, Worker& w) {
+  const int64_t h = kv * problem_.Group() + t.g, dim = problem_.k.dim, width = problem_.v.dim;
+  const Slope& slope = slopes_[t.index];
+  const bool step = slope.covariance.rows() > 0;
+  if (step) {
+    const RowsView q = problem_.q.Head(h);
+    ReadRows(q, t.first, t.rows, w.queries.data());
+    std::fill_n(w.steps.begin(), t.rows * width, 0.f);
+    simd::Dense().small_gemm(w.queries.data(), dim, slope.covariance.data(), width, w.steps.data(), width, t.rows,
+                             width, dim);
+  }
+  for (int64_t r = 0; r < t.rows; ++r) {
+    const size_t state = State(t.g, t.first + r);
+    const std::span<float> out{Sums(kv, t.g, t.first + r), size_t(width)};
+    if (step && deviation_[state] > 0) {
+      // Beyond s^2 = 2 ln n (see RowFactors) the largest term of a cell rules, and the step is cut there.
+      const double variance =
+          double(problem_.scale) * double(problem_.scale) * double(index_.RowSquare(t.g, t.first + r)) * slope.spread;
+      const double cut = variance <= 2 * slope.entropy ? 1 : std::sqrt(2 * slope.entropy / variance);
+      const float weight = deviation_[state] * problem_.scale * float(cut);
+      const float* const along = w.steps.data() + r * width;
+      for (size_t i = 0; i < out.size(); ++i) out[i] += weight * along[i];
+    }
+    const float lse = Finalize({max_[state], mass_[state], out}, out);
+    if (output_.lse != nullptr) output_.lse[h * problem_.q.rows + t.first + r] = lse;
+  }
 }
 
 }  // namespace croquis::attention::hyper

@@ -25,7 +25,7 @@ class Engine {
   struct Worker {
     Worker(TileType type, int64_t dim, int64_t value_dim);
     QueryTile tile;
-    std::vector<float> queries, slopes;  // [64, dim], [64, value_dim]
+    std::vector<float> queries, steps;  // [64, dim], [64, value_dim]
     // States of a tile before residuals and between the halves of samples.
     std::vector<float> before, between, before_m, before_l, between_m, between_l;
     std::vector<float> reference;  // of each row: what its deviations are relative to
@@ -44,13 +44,15 @@ class Engine {
   void Windows(const Tile& t, std::span<const uint16_t> codes, Worker& w) const;
   void AttendResiduals(const Tile& t, int half, Worker& w);
   void AttendRun(const KeySet& keys, int64_t base, int64_t n, int64_t rows, bool inside, Worker& w);
-  void AddSlopes(const Tile& t, std::span<const int32_t> rows, const RowsView& q, Worker& w);
+  void AddShares(const Tile& t, std::span<const int32_t> rows, Worker& w);
   void RowFactors(const Tile& t, std::span<const int32_t> rows, Worker& w) const;
   void KeepState(Worker& w, int64_t rows, std::vector<float>& m, std::vector<float>& l, std::vector<float>& a);
   void AddSpread(const Tile& t, std::span<const int32_t> rows, Worker& w);
   void Restore(int64_t kv, int64_t g, int64_t row, int64_t at, Worker& w);
   void Store(int64_t kv, int64_t g, int64_t row, int64_t at, Worker& w);
+  void MakeSlopes();
   void Finish(int64_t kv);
+  void FinishTile(const Tile& t, int64_t kv, Worker& w);
 
   // certificate.cc
   struct ProbeResult {
@@ -81,10 +83,16 @@ class Engine {
   TileType type_;
   Index index_;
   LevelKeys level_keys_;
-  KeySet in_order_;                       // empty where no part is exact
-  bool certify_;                          // deviations between halves of samples are kept
-  std::vector<std::vector<Tile>> tiles_;  // of each level
-  std::vector<Tile> leaf_tiles_;
+  KeySet in_order_;                            // empty where no part is exact
+  bool certify_;                               // deviations between halves of samples are kept
+  std::vector<std::vector<Tile>> tiles_;       // of each level
+  std::vector<Tile> leaf_tiles_, last_tiles_;  // of leaves; of spans
+  // Of each span: the covariance that its rows step along, where steps are cut, and the mean spread of a cell.
+  struct Slope {
+    Matrix<float> covariance;
+    double spread = 0, entropy = 0;
+  };
+  std::vector<Slope> slopes_;
   std::vector<Worker> workers_;
   std::vector<float> max_, mass_;                  // natural
   std::vector<float> deviation_, mass_deviation_;  // relative to e^max: see AddSpread

@@ -10,8 +10,7 @@
 
 namespace croquis::attention::hyper {
 
-inline constexpr int kDirections = 16;  // projections kept of each row; hashes use the first ones
-inline constexpr int kMostBits = 12;
+inline constexpr int kDirections = 12;  // projections of each row that hashes are made of; short ones use the first
 
 // Position of a code in the reflected Gray sequence: the inverse of g(i) = i ^ (i >> 1), so that codes of consecutive
 // ranks differ in one bit. (Sorting by g itself, as published code does, is something else from three bits on.)
@@ -29,6 +28,8 @@ inline uint32_t HashRank(const float* z, const float* threshold, int bits) {
 
 // Rows first .. first + n of `from` in f32, [n, dim] without gaps.
 void ReadRows(const RowsView& from, int64_t first, int64_t n, float* to);
+// sum[dim] += rows index[..] of `from`. buffer: [dim].
+void AddRows(const RowsView& from, std::span<const int32_t> index, float* buffer, float* sum);
 
 // Directions are the columns of a [dim, kDirections] matrix.
 std::vector<float> RandomDirections(int64_t dim, const Stream& random);

@@ -13,8 +13,8 @@ constexpr ParamInfo kParams[] = {
     {"variant", "v2", 0, 0, "v2|paper", "v2: centred principal hashes, global keys, moments; paper: as published"},
     {"block", "0", 0, kManyKeys, {}, "keys of a window; 0: 128, 256 for paper"},
     {"samples", "0", 0, kManyKeys, {}, "cells or samples of the residual; 0: about 3 sqrt(n), 256 for paper"},
-    {"hash_bits", "0", 0, kMostBits, {}, "bits of a hash; 0: by length, 7 for paper"},
-    {"min_length", "1024", 16, kManyKeys, {}, "so many keys or fewer are attended exactly"},
+    {"hash_bits", "0", 0, kDirections, {}, "bits of a hash; 0: by length, 7 for paper"},
+    {"min_length", "2048", 16, kManyKeys, {}, "so many keys or fewer are attended exactly"},
     {"global", "64", 0, 4096, {}, "v2: keys every query meets exactly: sinks, along the mean query, far from the mean"},
     {"recent", "64", 0, 4096, {}, "v2, causal: last keys of a segment, which are global too"},
     {"residual", "auto", 0, 0, "auto|moment|stratified|uniform|sinks",
@@ -44,7 +44,7 @@ class Hyper final : public Method {
     CROQUIS_CHECK_OK(CheckMemory(Engine::Bytes(p, plan, type), "the sorted keys of a head"));
     Engine engine(executor, p, output, options_, plan, type);
     for (int64_t kv = 0; kv < p.k.heads; ++kv) engine.RunHead(kv, report);
-    const bool estimates = !plan.approximates || options_.probes > 0 || options_.residual == Residual::kStratified ||
+    const bool estimates = plan.segments == 0 || options_.probes > 0 || options_.residual == Residual::kStratified ||
                            options_.residual == Residual::kUniform;
     report->est_error = estimates ? report->est_error / double(report->rows) : -1;
     report->lse_std = estimates ? report->lse_std / double(report->rows) : -1;

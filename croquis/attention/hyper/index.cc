@@ -14,11 +14,21 @@ constexpr uint16_t kGlobal = 0xFFFF;  // in place of a code
 constexpr int64_t kMostHeads = 15;    // of a group, whose mean queries are looked at
 constexpr uint64_t kPurpose = Purpose("attention.hyper.directions");
 
+float Square(std::span<const float> x) {
+  float sum[8] = {};
+  size_t i = 0;
+  for (; i + 8 <= x.size(); i += 8)
+    for (size_t c = 0; c < 8; ++c) sum[c] += x[i + c] * x[i + c];
+  for (; i < x.size(); ++i) sum[0] += x[i] * x[i];
+  return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
 }  // namespace
 
 Index::Index(const Problem& problem, const Options& options, const Plan& plan)
     : problem_(problem), options_(options), plan_(plan) {
-  width_ = kDirections + (options.globals > 0 ? std::min(problem.Group(), kMostHeads) + 1 : 0);
+  const int64_t scores = options.globals > 0 ? std::min(problem.Group(), kMostHeads) + 1 : 0;
+  key_width_ = (kDirections + scores + kWidth - 1) / kWidth * kWidth;
   for (size_t level = 0; level < plan.levels.size(); ++level) {
     orders_.emplace_back(size_t(plan.levels[level].slots));
     for (const Segment& s : plan.levels[level].segments)
@@ -35,12 +45,13 @@ Index::Index(const Problem& problem, const Options& options, const Plan& plan)
     chunks_of_.emplace_back(first, chunks_.size());
   }
   const size_t chunks = chunks_.size(), keys = size_t(problem.k.rows), rows = size_t(problem.Group() * problem.q.rows);
-  key_projection_ = Matrix<float>(problem.k.rows, width_);
-  row_projection_ = Matrix<float>(problem.Group() * problem.q.rows, kDirections);
+  key_projection_ = Matrix<float>(problem.k.rows, key_width_);
+  row_projection_ = Matrix<float>(problem.Group() * problem.q.rows, kWidth);
   key_square_.resize(keys), row_square_.resize(rows);
+  if (scores > 0) key_score_.resize(keys), key_distance_.resize(keys);
   chunk_sums_.resize(chunks), by_score_.resize(chunks), by_distance_.resize(chunks), counts_.resize(chunks);
   for (size_t i = 0; i < chunks; ++i) counts_[i].resize(size_t(1) << segments_[size_t(chunks_[i].segment)]->bits);
-  thresholds_.assign(segments_.size(), std::vector<std::array<float, kDirections>>(size_t(1 + problem.Group())));
+  thresholds_.assign(segments_.size(), std::vector<std::array<float, kWidth>>(size_t(1 + problem.Group())));
   globals_.resize(segments_.size());
   key_code_.resize(size_t(plan.keys));
   row_hash_.resize(size_t(plan.rows * problem.Group()));
@@ -50,10 +61,10 @@ Index::Index(const Problem& problem, const Options& options, const Plan& plan)
 }
 
 int64_t Index::Bytes(const Problem& p, const Plan& plan) {
-  const int64_t width = kDirections + std::min(p.Group(), kMostHeads) + 1;
+  const int64_t width = kDirections + kWidth + std::min(p.Group(), kMostHeads) + 1;
   int64_t slots = 0;
   for (const Level& level : plan.levels) slots += level.slots;
-  return p.k.rows * (width + 1) * 4 + p.Group() * p.q.rows * (kDirections + 1) * 4 + plan.keys * 2 +
+  return p.k.rows * (width + 3) * 4 + p.Group() * p.q.rows * (kWidth + 1) * 4 + plan.keys * 2 +
          plan.rows * p.Group() * 8 + plan.starts * 4 + slots * 4;
 }
 
@@ -87,14 +98,18 @@ void Index::MakeProbes(Executor& executor, int64_t kv) {
   const int64_t dim = k.dim;
   const Stream random = Stream{options_.seed, kPurpose}.Sub(uint64_t(kv));
   const Range past = options_.strict && problem_.mask.causal ? PastRows() : Range{0, k.rows};
-  directions_ = options_.paper ? RandomDirections(dim, random) : PrincipalDirections(k, past, random);
-  probes_.assign(size_t(dim * width_), 0.f);
-  for (int64_t i = 0; i < dim; ++i)
-    std::copy_n(directions_.data() + i * kDirections, kDirections, probes_.data() + i * width_);
-  if (width_ == kDirections) return;
+  const std::vector<float> directions =
+      options_.paper ? RandomDirections(dim, random) : PrincipalDirections(k, past, random);
+  key_probes_.assign(size_t(dim * key_width_), 0.f), row_probes_.assign(size_t(dim * kWidth), 0.f);
+  for (int64_t i = 0; i < dim; ++i) {
+    std::copy_n(directions.data() + i * kDirections, kDirections, key_probes_.data() + i * key_width_);
+    std::copy_n(directions.data() + i * kDirections, kDirections, row_probes_.data() + i * kWidth);
+  }
+  if (key_score_.empty()) return;
   // Mean queries and the mean key, of up to 1024 rows each: columns behind the directions.
-  executor.ParallelFor(width_ - kDirections, [&](int64_t c, int) {
-    const bool key = c == width_ - kDirections - 1;
+  const int64_t heads = std::min(problem_.Group(), kMostHeads);
+  executor.ParallelFor(heads + 1, [&](int64_t c, int) {
+    const bool key = c == heads;
     const RowsView from = key ? k : problem_.q.Head(kv * problem_.Group() + c);
     const int64_t offset = problem_.mask.causal ? problem_.mask.offset : 0;
     const Range rows = key ? past
@@ -102,17 +117,18 @@ void Index::MakeProbes(Executor& executor, int64_t kv) {
                            ? Range{0, std::clamp<int64_t>(past.last - offset, 0, from.rows)}
                            : Range{0, from.rows};
     const int64_t n = std::min<int64_t>(1024, rows.size());
-    std::vector<float> row(static_cast<size_t>(dim));
-    for (int64_t s = 0; s < n; ++s) {
-      ReadRows(from, rows.first + s * rows.size() / n, 1, row.data());
-      for (int64_t i = 0; i < dim; ++i) probes_[size_t(i * width_ + kDirections + c)] += row[size_t(i)] / float(n);
-    }
+    std::vector<int32_t> sample(static_cast<size_t>(n));
+    for (int64_t s = 0; s < n; ++s) sample[size_t(s)] = int32_t(rows.first + s * rows.size() / n);
+    std::vector<float> buffer(static_cast<size_t>(dim)), sum(buffer.size());
+    AddRows(from, sample, buffer.data(), sum.data());
+    for (int64_t i = 0; i < dim && n > 0; ++i)
+      key_probes_[size_t(i * key_width_ + kDirections + c)] = sum[size_t(i)] / float(n);
   });
 }
 
 void Index::Project(Executor& executor, int64_t kv) {
   constexpr int64_t kRows = 64;
-  const int64_t group = problem_.Group(), dim = problem_.k.dim;
+  const int64_t group = problem_.Group(), dim = problem_.k.dim, heads = std::min(group, kMostHeads);
   const int64_t key_tasks = (problem_.k.rows + kRows - 1) / kRows, row_tasks = (problem_.q.rows + kRows - 1) / kRows;
   std::vector<std::vector<float>> buffers(size_t(executor.threads()), std::vector<float>(size_t(kRows * dim)));
   executor.ParallelFor(key_tasks + group * row_tasks, [&](int64_t task, int worker) {
@@ -120,67 +136,73 @@ void Index::Project(Executor& executor, int64_t kv) {
     const int64_t g = key ? 0 : (task - key_tasks) / row_tasks;
     const RowsView from = key ? problem_.k.Head(kv) : problem_.q.Head(kv * group + g);
     const int64_t first = (key ? task : (task - key_tasks) % row_tasks) * kRows, n = std::min(kRows, from.rows - first);
-    float* const rows = buffers[size_t(worker)].data();
-    ReadRows(from, first, n, rows);
-    float* const squares = key ? key_square_.data() + first : row_square_.data() + g * from.rows + first;
-    for (int64_t r = 0; r < n; ++r) {
-      float sum[8] = {};
-      const float* const x = rows + r * dim;
-      int64_t i = 0;
-      for (; i + 8 <= dim; i += 8)
-        for (int64_t c = 0; c < 8; ++c) sum[c] += x[i + c] * x[i + c];
-      for (; i < dim; ++i) sum[0] += x[i] * x[i];
-      squares[r] = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+    const float* rows = reinterpret_cast<const float*>(from.Row(first));
+    int64_t stride = from.stride;
+    if (from.type != simd::RowType::kF32) {
+      ReadRows(from, first, n, buffers[size_t(worker)].data());
+      rows = buffers[size_t(worker)].data(), stride = dim;
     }
-    const int64_t width = key ? width_ : kDirections;
+    float* const squares = key ? key_square_.data() + first : row_square_.data() + g * from.rows + first;
+    for (int64_t r = 0; r < n; ++r) squares[r] = Square({rows + r * stride, size_t(dim)});
+    const int64_t width = key ? key_width_ : kWidth;
     float* const to = key ? key_projection_.Row(first) : row_projection_.Row(g * from.rows + first);
     std::fill_n(to, n * width, 0.f);
-    simd::Dense().small_gemm(rows, dim, key ? probes_.data() : directions_.data(), width, to, width, n, width, dim);
+    simd::Dense().small_gemm(rows, stride, key ? key_probes_.data() : row_probes_.data(), width, to, width, n, width,
+                             dim);
+    if (!key || key_score_.empty()) return;
+    for (int64_t r = 0; r < n; ++r) {
+      const float* const z = to + r * width + kDirections;
+      key_score_[size_t(first + r)] = *std::max_element(z, z + heads);
+      key_distance_[size_t(first + r)] = squares[r] - 2 * z[heads];
+    }
   });
 }
 
 // Sums of projections, and the keys that may become global.
 void Index::Survey(const Chunk& chunk, size_t at) {
   const bool key = chunk.g < 0;
-  const int64_t width = key ? width_ : kDirections;
+  const int64_t width = key ? key_width_ : kWidth;
   const float* z =
       key ? key_projection_.Row(chunk.first) : row_projection_.Row(chunk.g * problem_.q.rows + chunk.first);
+  Sums total{};
+  for (int64_t r = chunk.first; r < chunk.last;) {
+    std::array<float, kWidth> sum{};
+    for (const int64_t end = std::min(r + 64, chunk.last); r < end; ++r, z += width)
+      for (size_t t = 0; t < kWidth; ++t) sum[t] += z[t];
+    for (size_t t = 0; t < kWidth; ++t) total[t] += double(sum[t]);
+  }
+  chunk_sums_[at] = total;
   const Segment& s = *segments_[size_t(chunk.segment)];
-  const auto most = size_t(key ? s.globals : 0);
-  std::vector<Candidate>&score = by_score_[at], &distance = by_distance_[at];
-  score.clear(), distance.clear();
-  // The best `most` so far stand in a heap whose top is the worst of them; ties go to the earlier key.
+  if (!key || s.globals == 0) return;
+  Best(key_score_, chunk, size_t(s.globals), by_score_[at]);
+  Best(key_distance_, chunk, size_t(s.globals), by_distance_[at]);
+}
+
+// The `most` keys of a chunk with the largest numbers, ties to the earlier ones; a heap whose top is the worst of them.
+void Index::Best(const std::vector<float>& numbers, const Chunk& chunk, size_t most, std::vector<Candidate>& heap) {
   const auto better = [](const Candidate& a, const Candidate& b) {
     return a.score != b.score ? a.score > b.score : a.key < b.key;
   };
-  const auto offer = [&](std::vector<Candidate>& heap, Candidate c) {
-    if (heap.size() == most && !better(c, heap.front())) return;
-    if (heap.size() == most) std::pop_heap(heap.begin(), heap.end(), better), heap.pop_back();
-    heap.push_back(c);
+  heap.clear();
+  int64_t r = chunk.first;
+  for (; r < chunk.last && heap.size() < most; ++r) heap.push_back({numbers[size_t(r)], int32_t(r)});
+  std::make_heap(heap.begin(), heap.end(), better);
+  for (float worst = heap.front().score; r < chunk.last; ++r) {
+    if (numbers[size_t(r)] <= worst) continue;  // keys come in order: a tie is a later key
+    std::pop_heap(heap.begin(), heap.end(), better);
+    heap.back() = {numbers[size_t(r)], int32_t(r)};
     std::push_heap(heap.begin(), heap.end(), better);
-  };
-  std::array<float, kDirections> sum{};
-  Sums total{};
-  for (int64_t r = chunk.first; r < chunk.last; ++r, z += width) {
-    for (int t = 0; t < kDirections; ++t) sum[size_t(t)] += z[t];
-    if ((r - chunk.first) % 64 == 63 || r + 1 == chunk.last) {
-      for (size_t t = 0; t < kDirections; ++t) total[t] += double(sum[t]);
-      sum = {};
-    }
-    if (most == 0) continue;
-    offer(score, {*std::max_element(z + kDirections, z + width - 1), int32_t(r)});
-    offer(distance, {key_square_[size_t(r)] - 2 * z[width - 1], int32_t(r)});
+    worst = heap.front().score;
   }
-  chunk_sums_[at] = total;
 }
 
 void Index::Decide(size_t segment) {
   const Segment& s = *segments_[segment];
   std::vector<Sums> sums(size_t(1 + problem_.Group()));
   for (size_t c = chunks_of_[segment].first; c < chunks_of_[segment].second; ++c)
-    for (size_t t = 0; t < kDirections; ++t) sums[size_t(chunks_[c].g + 1)][t] += chunk_sums_[c][t];
+    for (size_t t = 0; t < kWidth; ++t) sums[size_t(chunks_[c].g + 1)][t] += chunk_sums_[c][t];
   for (int64_t g = -1; g < problem_.Group(); ++g)
-    for (size_t t = 0; t < kDirections; ++t) {
+    for (size_t t = 0; t < kWidth; ++t) {
       const double n = double(g < 0 ? s.keys.size() : s.rows.size());
       thresholds_[segment][size_t(g + 1)][t] = options_.paper ? 0.f : float(sums[size_t(g + 1)][t] / n);
     }
@@ -192,8 +214,8 @@ void Index::Decide(size_t segment) {
     for (int64_t g = 0; g < problem_.Group(); ++g) {
       Sums sum{};
       for (int64_t r = past.first; r < past.last; ++r)
-        for (size_t t = 0; t < kDirections; ++t) sum[t] += double(row_projection_.Row(g * nq + r)[t]);
-      for (size_t t = 0; t < kDirections; ++t)
+        for (size_t t = 0; t < kWidth; ++t) sum[t] += double(row_projection_.Row(g * nq + r)[t]);
+      for (size_t t = 0; t < kWidth; ++t)
         thresholds_[segment][size_t(g + 1)][t] =
             past.size() > 0 ? float(sum[t] / double(past.size())) : thresholds_[segment][0][t];
     }
@@ -243,7 +265,7 @@ void Index::Hash(const Chunk& chunk, size_t at) {
   if (!key) {
     const float* z = row_projection_.Row(chunk.g * problem_.q.rows + chunk.first);
     uint16_t* const code = row_hash_.data() + chunk.g * plan_.rows + s.row_at - s.rows.first;
-    for (int64_t r = chunk.first; r < chunk.last; ++r, z += kDirections)
+    for (int64_t r = chunk.first; r < chunk.last; ++r, z += kWidth)
       ++count[code[r] = uint16_t(HashRank(z, threshold, s.bits))];
     return;
   }
@@ -251,7 +273,7 @@ void Index::Hash(const Chunk& chunk, size_t at) {
   auto next = std::lower_bound(globals.begin(), globals.end(), int32_t(chunk.first));
   const float* z = key_projection_.Row(chunk.first);
   uint16_t* const code = key_code_.data() + s.key_at - s.keys.first;
-  for (int64_t r = chunk.first; r < chunk.last; ++r, z += width_) {
+  for (int64_t r = chunk.first; r < chunk.last; ++r, z += key_width_) {
     if (next != globals.end() && *next == r) {
       code[r] = kGlobal, ++next;
       continue;

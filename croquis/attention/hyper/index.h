@@ -45,11 +45,13 @@ class Index {
     float score;
     int32_t key;
   };
-  using Sums = std::array<double, kDirections>;
+  static constexpr int64_t kWidth = 16;  // of projections: directions and padding
+  using Sums = std::array<double, kWidth>;
 
   void MakeProbes(Executor& executor, int64_t kv);
   void Project(Executor& executor, int64_t kv);
   void Survey(const Chunk& chunk, size_t at);
+  static void Best(const std::vector<float>& numbers, const Chunk& chunk, size_t most, std::vector<Candidate>& heap);
   void Decide(size_t segment);
   void ChooseGlobals(size_t segment);
   void Hash(const Chunk& chunk, size_t at);
@@ -60,20 +62,20 @@ class Index {
   const Problem& problem_;
   const Options& options_;
   const Plan& plan_;
-  int64_t width_;                         // of projections of keys: directions, then scores of global keys
+  int64_t key_width_;                     // of projections of keys: directions, then scores of global keys; padded
   std::vector<const Segment*> segments_;  // those that are not exact
   std::vector<size_t> level_of_;
   std::vector<Chunk> chunks_;
   std::vector<std::pair<size_t, size_t>> chunks_of_;  // of each segment: its chunks, keys first, then rows by head
 
-  std::vector<float> directions_, probes_;  // [dim, kDirections], [dim, width]
+  std::vector<float> key_probes_, row_probes_;  // what rows are multiplied with: [dim, key_width_], [dim, 16]
   Matrix<float> key_projection_, row_projection_;
-  std::vector<float> key_square_, row_square_;
+  std::vector<float> key_square_, row_square_, key_score_, key_distance_;
   std::vector<Sums> chunk_sums_;
-  std::vector<std::vector<Candidate>> by_score_, by_distance_;  // best of each chunk
-  std::vector<std::vector<uint32_t>> counts_;                   // of codes in each chunk, then where to put them
-  std::vector<std::vector<std::array<float, kDirections>>> thresholds_;  // of each segment: keys', then each head's
-  std::vector<std::vector<int32_t>> globals_;                            // of each segment, ascending
+  std::vector<std::vector<Candidate>> by_score_, by_distance_;      // best of each chunk
+  std::vector<std::vector<uint32_t>> counts_;                       // of codes in each chunk, then where to put them
+  std::vector<std::vector<std::array<float, kWidth>>> thresholds_;  // of each segment: keys', then each head's
+  std::vector<std::vector<int32_t>> globals_;                       // of each segment, ascending
   std::vector<uint16_t> key_code_, row_hash_, row_code_;
   std::vector<std::vector<int32_t>> orders_;
   std::vector<int32_t> row_order_, starts_;

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "croquis/simd/dense_kernels.h"
+#include "croquis/linalg/gemm.h"
 
 namespace croquis::attention::hyper {
 namespace {
@@ -25,22 +25,6 @@ int64_t MostCovarianceRows(const Plan& plan) {
   for (const Level& l : plan.levels) most = std::max(most, l.covariance_rows);
   return most;
 }
-size_t MostSegments(const Plan& plan) {
-  size_t most = 0;
-  for (const Level& l : plan.levels) most = std::max(most, l.segments.size());
-  return most;
-}
-
-// y += x in f32.
-void Accumulate(const RowsView& from, int64_t row, float* buffer, float* y) {
-  const float* x = buffer;
-  if (from.type == simd::RowType::kF32)
-    x = reinterpret_cast<const float*>(from.Row(row));
-  else
-    ReadRows(from, row, 1, buffer);
-  simd::Dense().add(x, from.dim, y);
-}
-
 }  // namespace
 
 LevelKeys::LevelKeys(TileType type, const Problem& problem, const Options& options, const Plan& plan, int threads)
@@ -58,11 +42,12 @@ LevelKeys::LevelKeys(TileType type, const Problem& problem, const Options& optio
   in_block_.resize(residuals), ranks_.resize(residuals), picks_.resize(residuals), cell_spread_.resize(residuals);
   counts_.resize(residuals / kTileKeys);
   for (size_t i = 0; i < residuals; ++i) in_block_[i] = int32_t(i) % int32_t(kTileKeys);
-  centred_keys_.resize(size_t(MostCovarianceRows(plan) * dim));
-  centred_values_.resize(size_t(MostCovarianceRows(plan) * width));
-  slopes_.resize(MostSegments(plan)), spreads_.resize(MostSegments(plan));
-  if (moment)
-    for (auto& slope : slopes_) slope.resize(size_t(dim * width));
+  if (moment) {
+    centred_keys_ = Matrix<float>(MostCovarianceRows(plan), dim);
+    centred_values_ = Matrix<float>(MostCovarianceRows(plan), width);
+    for (size_t i = 0; i < plan.segments; ++i) covariances_.emplace_back(dim, width);
+    spreads_.resize(plan.segments);
+  }
   // Tables are set up here, because slots are filled from several threads.
   if (residuals > 0) residual_.SetLogWeight(0, 0);
   if (residuals > 0 && moment) residual_.SetFactor(0, 0);
@@ -72,7 +57,7 @@ int64_t LevelKeys::Bytes(TileType type, const Problem& p, const Plan& plan) {
   return int64_t(KeySet::Bytes(type, MostSlots(plan), p.k.dim, p.v.dim) +
                  KeySet::Bytes(type, MostResiduals(plan), p.k.dim, p.v.dim)) +
          24 * MostResiduals(plan) + 4 * MostCovarianceRows(plan) * (p.k.dim + p.v.dim) +
-         4 * int64_t(MostSegments(plan)) * p.k.dim * p.v.dim;
+         4 * int64_t(plan.segments) * p.k.dim * p.v.dim;
 }
 
 int64_t LevelKeys::Residuals(const Segment& s, int half) const {
@@ -110,11 +95,8 @@ void LevelKeys::Fill(Executor& executor, const Index& index, size_t level, int64
     PackCells(index, *s, task, k, v, order, scratch_[size_t(worker)]);
   });
   if (!moment) return;
-  constexpr int64_t kRows = 16;
-  const int64_t pieces = (k.dim + kRows - 1) / kRows;
-  executor.ParallelFor(int64_t(segments.size()) * pieces, [&](int64_t task, int) {
-    const Segment& s = segments[size_t(task / pieces)];
-    if (!s.exact) Multiply(s, size_t(task / pieces), task % pieces * kRows);
+  executor.ParallelFor(int64_t(segments.size()), [&](int64_t i, int) {
+    if (!segments[size_t(i)].exact) Multiply(segments[size_t(i)]);
   });
 }
 
@@ -163,12 +145,10 @@ void LevelKeys::PackCells(const Index& index, const Segment& s, int64_t block, c
     float* const value = scratch.values.data() + (cell - first) * width;
     const int64_t at = cell * s.cell, n = std::min(s.cell, s.sorted() - at);
     const auto members = order.subspan(size_t(s.SortedSlot() + at), size_t(n));
+    AddRows(k, members, scratch.row.data(), key);
+    AddRows(v, members, scratch.row.data(), value);
     double squares = 0;
-    for (const int32_t member : members) {
-      Accumulate(k, member, scratch.row.data(), key);
-      Accumulate(v, member, scratch.row.data(), value);
-      squares += double(index.KeySquare(member));
-    }
+    for (const int32_t member : members) squares += double(index.KeySquare(member));
     const float inverse = 1 / float(n);
     double mean_square = 0;
     for (int64_t i = 0; i < dim; ++i) key[i] *= inverse, mean_square += double(key[i]) * double(key[i]);
@@ -183,35 +163,28 @@ void LevelKeys::PackCells(const Index& index, const Segment& s, int64_t block, c
                       RowsView(MatView<const float>(scratch.values.data(), kTileKeys, width)), in_block_);
 }
 
-// Some of a cell's keys and values less their means, the keys transposed.
+// Some of a cell's keys and values less their means.
 void LevelKeys::AddCovariance(const Segment& s, int64_t cell, std::span<const int32_t> members, const RowsView& k,
                               const RowsView& v, const float* key_mean, const float* value_mean, float* row) {
-  const int64_t each = s.covariance_rows / s.residuals, n = int64_t(members.size()), dim = k.dim, width = v.dim;
-  float* const keys = centred_keys_.data() + s.covariance_at * dim;
-  float* const values = centred_values_.data() + s.covariance_at * width;
+  const int64_t each = s.covariance_rows / s.residuals, n = int64_t(members.size());
+  const auto centre = [row](const RowsView& from, int32_t member, const float* mean, float* to) {
+    ReadRows(from, member, 1, row);
+    for (int64_t i = 0; i < from.dim; ++i) to[i] = row[i] - mean[i];
+  };
   for (int64_t t = 0; t < each; ++t) {
     const int32_t member = members[size_t((2 * t + 1) * n / (2 * each))];
-    const int64_t at = cell * each + t;
-    ReadRows(k, member, 1, row);
-    for (int64_t i = 0; i < dim; ++i) keys[i * s.covariance_rows + at] = row[i] - key_mean[i];
-    ReadRows(v, member, 1, row);
-    for (int64_t i = 0; i < width; ++i) values[at * width + i] = row[i] - value_mean[i];
+    const int64_t at = s.covariance_at + cell * each + t;
+    centre(k, member, key_mean, centred_keys_.Row(at));
+    centre(v, member, value_mean, centred_values_.Row(at));
   }
 }
 
-// Rows row .. row + 16 of a segment's slope.
-void LevelKeys::Multiply(const Segment& s, size_t at, int64_t row) {
-  const int64_t dim = problem_.k.dim, width = problem_.v.dim, n = std::min<int64_t>(16, dim - row);
-  float* const slope = slopes_[at].data() + row * width;
-  std::fill_n(slope, n * width, 0.f);
-  simd::Dense().small_gemm(centred_keys_.data() + s.covariance_at * dim + row * s.covariance_rows, s.covariance_rows,
-                           centred_values_.data() + s.covariance_at * width, width, slope, width, n, width,
-                           s.covariance_rows);
-  simd::Dense().scale(slope, n * width, 1 / float(s.covariance_rows));
-  if (row > 0) return;
+void LevelKeys::Multiply(const Segment& s) {
+  linalg::Gemm(true, false, 1 / float(s.covariance_rows), centred_keys_.View().Rows(s.covariance_at, s.covariance_rows),
+               centred_values_.View().Rows(s.covariance_at, s.covariance_rows), 0, covariances_[s.id].View());
   double sum = 0;
   for (int64_t c = 0; c < s.residuals; ++c) sum += double(cell_spread_[size_t(s.residual_slot + c)]);
-  spreads_[at] = float(sum / double(s.residuals));
+  spreads_[s.id] = float(sum / double(s.residuals));
 }
 
 }  // namespace croquis::attention::hyper

@@ -25,10 +25,10 @@ class LevelKeys {
   // Residuals of half 0 or 1: how many, and those that stand for ranks inside of `window` (a run of them).
   int64_t Residuals(const Segment& s, int half) const;
   Range Inside(const Segment& s, int half, Range window) const;
-  // [dim, value_dim] with which scale * q is multiplied: the covariance of keys and values within cells.
-  const float* Slope(size_t segment) const { return slopes_[segment].data(); }
+  // Covariance [dim, value_dim] of keys and values within a segment's cells, kept until it is filled for another head.
+  MatView<const float> Covariance(const Segment& s) const { return covariances_[s.id].View(); }
   // Mean over cells of the variance of a key's coordinate within its cell.
-  float Spread(size_t segment) const { return spreads_[segment]; }
+  float Spread(const Segment& s) const { return spreads_[s.id]; }
 
  private:
   struct Scratch {
@@ -40,19 +40,19 @@ class LevelKeys {
                  std::span<const int32_t> order, Scratch& scratch);
   void AddCovariance(const Segment& s, int64_t cell, std::span<const int32_t> members, const RowsView& k,
                      const RowsView& v, const float* key_mean, const float* value_mean, float* row);
-  void Multiply(const Segment& s, size_t at, int64_t row);
+  void Multiply(const Segment& s);
 
   const Problem& problem_;
   const Options& options_;
   const Plan& plan_;
   KeySet sorted_, residual_;
   std::vector<Scratch> scratch_;
-  std::vector<int32_t> in_block_;                     // slot % 64, to pack rows of a block's scratch
-  std::vector<int32_t> ranks_, picks_;                // of each residual slot: rank among the sorted keys, and the key
-  std::vector<int64_t> counts_;                       // of the half that begins at a block
-  std::vector<float> cell_spread_;                    // of each residual slot
-  std::vector<float> centred_keys_, centred_values_;  // of the level: [dim][rows] per segment, [rows][value_dim]
-  std::vector<std::vector<float>> slopes_;
+  std::vector<int32_t> in_block_;                // slot % 64, to pack rows of a block's scratch
+  std::vector<int32_t> ranks_, picks_;           // of each residual slot: rank among the sorted keys, and the key
+  std::vector<int64_t> counts_;                  // of the half that begins at a block
+  std::vector<float> cell_spread_;               // of each residual slot
+  Matrix<float> centred_keys_, centred_values_;  // of the level, less the means of their cells
+  std::vector<Matrix<float>> covariances_;
   std::vector<float> spreads_;
 };
 

@@ -32,6 +32,7 @@ class Planner {
     // Level 0 holds the queries behind the keys, then come levels by depth.
     std::reverse(plan_.levels.begin(), plan_.levels.end());
     Lay();
+    MakeSpans();
     return std::move(plan_);
   }
 
@@ -78,9 +79,9 @@ class Planner {
     if (o_.residual == Residual::kMoment)
       s.covariance_rows =
           s.residuals *
-          std::clamp<int64_t>(std::min<int64_t>(1024, n / 2) / std::max<int64_t>(1, s.residuals), 1, s.cell);
+          std::clamp<int64_t>(std::clamp<int64_t>(n / 4, 256, 1024) / std::max<int64_t>(1, s.residuals), 1, s.cell);
     const int64_t pairs = s.globals + s.block + s.residuals, nq = rows.size() * p_.Group();
-    s.exact = n <= o_.min_length || s.block >= n || pairs >= n ||
+    s.exact = (!p_.mask.causal && n <= o_.min_length) || s.block >= n || pairs >= n ||
               (!o_.paper && nq * n <= nq * (pairs + kRowCost) + n * kKeyCost);
     return s;
   }
@@ -91,12 +92,28 @@ class Planner {
       for (Segment& s : level.segments) {
         s.slot = level.slots, s.residual_slot = level.residual_slots, s.covariance_at = level.covariance_rows;
         if (s.exact) continue;
-        plan_.approximates = true;
+        s.id = plan_.segments++;
         level.slots += s.Slots(), level.residual_slots += s.ResidualSlots(), level.covariance_rows += s.covariance_rows;
         s.key_at = plan_.keys, s.row_at = plan_.rows, s.start_at = plan_.starts;
         plan_.keys += s.keys.size(), plan_.rows += s.rows.size();
         plan_.starts += (int64_t(1) << s.bits) + 1;
       }
+  }
+
+  // Between two ends of segments all rows meet the same ones.
+  void MakeSpans() {
+    std::vector<int64_t> ends = {0, p_.q.rows};
+    for (const Level& level : plan_.levels)
+      for (const Segment& s : level.segments) ends.insert(ends.end(), {s.rows.first, s.rows.last});
+    std::sort(ends.begin(), ends.end());
+    for (size_t i = 1; i < ends.size(); ++i) {
+      if (ends[i] == ends[i - 1]) continue;
+      plan_.spans.push_back({{ends[i - 1], ends[i]}, {}});
+      for (const Level& level : plan_.levels)
+        for (const Segment& s : level.segments)
+          if (!s.exact && s.rows.first <= ends[i - 1] && ends[i] <= s.rows.last)
+            plan_.spans.back().segments.push_back(&s);
+    }
   }
 
   const Problem& p_;

@@ -27,6 +27,7 @@ struct Segment {
   int64_t key_at = 0, row_at = 0;       // in arrays over keys and rows of the plan
   int64_t start_at = 0;                 // in the table of codes
   int64_t covariance_at = 0;
+  size_t id = 0;  // among the segments that are not exact
 
   int64_t sorted() const { return keys.size() - globals; }
   int64_t SortedSlot() const;    // of the first sorted key: behind the globals, on a block's boundary
@@ -40,13 +41,21 @@ struct Level {
   int64_t slots = 0, residual_slots = 0, covariance_rows = 0;
 };
 
+// Rows that meet the same segments.
+struct Span {
+  Range rows;
+  std::vector<const Segment*> segments;  // of any level, those that are not exact
+};
+
 struct Plan {
   std::vector<Segment> leaves;             // exact with the causal mask; rows and keys at the same positions
   std::vector<Level> levels;               // the shortest segments first
+  std::vector<Span> spans;                 // all rows, in order; points into levels
   int64_t keys = 0, rows = 0, starts = 0;  // sizes of arrays over all segments that are not exact
-  bool approximates = false;
+  size_t segments = 0;                     // that are not exact
 };
 
+// Not to be copied: spans point into it.
 Plan MakePlan(const Problem& problem, const Options& options);
 
 }  // namespace croquis::attention::hyper
