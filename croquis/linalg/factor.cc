@@ -160,6 +160,11 @@ void Cholesky::Product(MatView<double> a) const {
   View(a) = impl_->lower * impl_->lower.transpose();
 }
 
+void Cholesky::InverseLower(MatView<double> out) const {
+  CROQUIS_DCHECK(out.rows == dim() && out.cols == dim());
+  View(out) = impl_->lower.triangularView<Eigen::Lower>().solve(ColMatrix::Identity(dim(), dim()));
+}
+
 void Cholesky::SolveLower(MatView<double> rows) const {
   CROQUIS_DCHECK(rows.cols == dim());
   auto x = View(rows);

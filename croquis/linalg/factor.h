@@ -51,7 +51,9 @@ class Cholesky {
   double LogDeterminant() const;
   // A, both triangles, [d, d].
   void Product(MatView<double> a) const;
-  // Each row x of `rows` [n, d] becomes L^-1 x. Needs MinPivot() > 0, as all below.
+  // L^-1, lower triangular, [d, d]. Needs MinPivot() > 0, as all below.
+  void InverseLower(MatView<double> out) const;
+  // Each row x of `rows` [n, d] becomes L^-1 x.
   void SolveLower(MatView<double> rows) const;
   // Each row x of `rows` becomes A^-1 x.
   void Solve(MatView<double> rows) const;

@@ -123,6 +123,8 @@ TEST(Factor, Solves) {
   for (int64_t i = 0; i < 7 * d; ++i) y.data()[i] = z.data()[i] = double(b.data()[i]);
   a.Solve(y.View());
   a.SolveLower(z.View());
+  Matrix<double> inverse(d, d);
+  a.InverseLower(inverse.View());
   std::vector<double> forms(7);
   a.QuadraticForms(b.View(), forms);
   for (int64_t r = 0; r < 7; ++r) {
@@ -133,6 +135,9 @@ TEST(Factor, Solves) {
       EXPECT_NEAR(sum, double(b.Row(r)[i]), 1e-12);
       form += double(b.Row(r)[i]) * y.Row(r)[i];
       square += z.Row(r)[i] * z.Row(r)[i];
+      double direct = 0;
+      for (int64_t j = 0; j < d; ++j) direct += inverse.Row(i)[j] * double(b.Row(r)[j]);
+      EXPECT_NEAR(direct, z.Row(r)[i], 1e-13);
     }
     EXPECT_NEAR(forms[size_t(r)], form, 1e-13);
     EXPECT_NEAR(forms[size_t(r)], square, 1e-13);

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
+#include <limits>
 #include <numeric>
+#include <span>
 
+#include "croquis/attention/lev/leverage_factor.h"
 #include "croquis/attention/lev/streaming.h"
 #include "croquis/attention/tiles.h"
 
@@ -48,8 +50,18 @@ std::vector<int32_t> WholeSet(Executor& executor, const RowsView& k, const PlanO
   const KeyReader reader(k, o.center);
   const Matrix<float> keys = reader.Read(0, k.rows);
   std::vector<double> bounds(static_cast<size_t>(k.rows));
+  double least = o.eps * (1 - 1e-9);  // the sums are rounded
   if (o.p == 2) {
-    LeverageScores(executor, keys.View(), o.ridge, bounds);
+    LeverageFactor factor(keys.cols(), o.ridge);
+    factor.Add(keys.View(), &executor);
+    least = o.eps * (1 - factor.Error());
+    // The order of the largest needs no more than f32.
+    const double care = o.top > 0 ? std::numeric_limits<double>::infinity() : least;
+    constexpr int64_t kRows = 1024;
+    executor.ParallelFor((k.rows + kRows - 1) / kRows, [&](int64_t piece, int) {
+      const int64_t first = piece * kRows, n = std::min(kRows, k.rows - first);
+      factor.UpperBounds(keys.View().Rows(first, n), care, std::span(bounds).subspan(size_t(first), size_t(n)));
+    });
   } else {
     std::vector<double> weights(bounds.size());
     LewisWeights(executor, keys.View(), o.p, o.ridge, weights, kLewisIterations, kLewisTolerance);
@@ -66,7 +78,7 @@ std::vector<int32_t> WholeSet(Executor& executor, const RowsView& k, const PlanO
     set.assign(order.begin(), order.begin() + ptrdiff_t(top));
   } else {
     for (int64_t j = 0; j < k.rows; ++j)
-      if (bounds[size_t(j)] >= o.eps * (1 - 1e-9)) set.push_back(int32_t(j));  // the sums are rounded
+      if (bounds[size_t(j)] >= least) set.push_back(int32_t(j));
   }
   for (int64_t j = 0; j < std::min(o.sinks, k.rows); ++j) set.push_back(int32_t(j));
   std::sort(set.begin(), set.end());

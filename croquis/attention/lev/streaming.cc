@@ -10,6 +10,7 @@
 namespace croquis::attention::lev {
 namespace {
 
+constexpr int64_t kMostPending = 512;
 constexpr int kReweighings = 8;  // bounds hold for any weights; more iterations make them hardly tighter
 
 double SquaredNorm(const float* x, int64_t d) {
@@ -20,7 +21,8 @@ double SquaredNorm(const float* x, int64_t d) {
 
 }  // namespace
 
-StreamingLeverage::StreamingLeverage(const Options& options) : o_(options), factor_(options.dim) {
+StreamingLeverage::StreamingLeverage(const Options& options)
+    : o_(options), leverage_(options.dim, options.ridge), factor_(options.dim) {
   CROQUIS_DCHECK(o_.dim > 0 && o_.p >= 1 && o_.eps > 0 && o_.ridge >= kLeastRidge);
 }
 
@@ -29,8 +31,8 @@ MatView<const float> StreamingLeverage::Rows(int64_t first) const {
 }
 
 double StreamingLeverage::Margin() const {
-  // Householder updates leave a backward error of some units in the last place of the whole matrix, sqrt(trace); the
-  // least a leverage is measured with is the ridge, sqrt(ridge trace / d).
+  if (o_.p == 2) return leverage_.Error() + 1e-12;
+  // Reflections only, see LeverageFactor::Error().
   const double step = 8 * std::numeric_limits<double>::epsilon() * std::sqrt(double(o_.dim));
   return std::min(.5, 2 * step * double(chunks_ + 1) * std::sqrt(double(o_.dim) / o_.ridge));
 }
@@ -38,7 +40,8 @@ double StreamingLeverage::Margin() const {
 double StreamingLeverage::Epsilon() const { return lost_ / (1 - Margin()); }
 
 int64_t StreamingLeverage::bytes() const {
-  return int64_t(index_.size()) * (int64_t(sizeof(int64_t)) + o_.dim * 4 + 16) + factor_.bytes();
+  return int64_t(index_.size()) * (int64_t(sizeof(int64_t)) + o_.dim * 4 + 16) + int64_t(pending_.capacity()) * 4 +
+         (o_.p == 2 ? leverage_.bytes() : factor_.bytes());
 }
 
 void StreamingLeverage::Append(MatView<const float> keys) {
@@ -68,49 +71,62 @@ void StreamingLeverage::CloseChunk() {
   for (int64_t j = first; j < int64_t(index_.size()); ++j)
     if (SquaredNorm(keys_.data() + j * o_.dim, o_.dim) == 0) weights_[size_t(j)] = bounds_[size_t(j)] = 0;
   if (o_.p > 2) return;  // kept until the next reduction
-  Admit(Rows(first));
   // With `top` a key somewhat below the last cut may yet outlive those above it.
-  Evict(first, o_.top > 0 ? cut_ / 2 : o_.eps * (1 - Margin()));
+  const double below = o_.top > 0 ? cut_ / 2 : o_.eps * (1 - Margin());
+  if (o_.p == 2)
+    Judge(Rows(first), below);
+  else
+    AdmitWeighted(Rows(first));
+  Evict(first, below);
+  if (int64_t(pending_.size()) >= std::clamp<int64_t>(seen_ / 8, kChunk, kMostPending) * o_.dim) TakeInPending();
 }
 
-// p <= 2: takes the last rows kept into the factor and bounds them.
-void StreamingLeverage::Admit(MatView<const float> chunk) {
-  const auto first = size_t(int64_t(index_.size()) - chunk.rows);
-  const std::span<double> weights = std::span(weights_).subspan(first);
+// p = 2: bounds of the last rows kept, against the factor as it is and themselves.
+void StreamingLeverage::Judge(MatView<const float> chunk, double below) {
+  const std::span<double> bounds = std::span(bounds_).last(size_t(chunk.rows));
+  leverage_.UpperBounds(chunk, below < 1 ? below / (1 - below) : std::numeric_limits<double>::infinity(), bounds);
+  for (double& a : bounds) a = std::isinf(a) ? 1 : a / (1 + a);
+  pending_.insert(pending_.end(), chunk.data, chunk.data + chunk.rows * o_.dim);
+}
+
+void StreamingLeverage::TakeInPending() {
+  if (pending_.empty()) return;
+  leverage_.Add({pending_.data(), int64_t(pending_.size()) / o_.dim, o_.dim});
+  pending_.clear();
+}
+
+// p < 2: gives the last rows kept their weights, takes them into the factor and bounds them.
+void StreamingLeverage::AdmitWeighted(MatView<const float> chunk) {
+  const std::span<double> weights = std::span(weights_).last(size_t(chunk.rows));
   double trace = 0;
   for (int64_t j = 0; j < chunk.rows; ++j) trace += SquaredNorm(chunk.Row(j), o_.dim);
   if (trace == 0) return;
   trace_ += trace;
   if (ridge_in_ == 0) RaiseRidge();
   factor_.AddRows(chunk);
-  if (o_.p < 2) {
-    // With weight 1 for the chunk the factor is at most what it becomes, so these weights are at least the leverages.
-    std::vector<double> more(weights.size());
-    factor_.QuadraticForms(chunk, more);
-    trace = 0;
-    for (size_t j = 0; j < weights.size(); ++j) {
-      if (weights[j] <= 0) continue;
-      weights[j] = std::clamp(std::pow(more[j], o_.p / 2), 1e-100, 1.);
-      more[j] = std::sqrt(std::pow(weights[j], 1 - 2 / o_.p) - 1);
-      trace += more[j] * more[j] * SquaredNorm(chunk.Row(int64_t(j)), o_.dim);
-    }
-    factor_.AddRows(chunk, more);
-    trace_ += trace;
+  // With weight 1 for the chunk the factor is at most what it becomes, so these weights are at least the leverages.
+  std::vector<double> more(weights.size());
+  factor_.QuadraticForms(chunk, more);
+  trace = 0;
+  for (size_t j = 0; j < weights.size(); ++j) {
+    if (weights[j] <= 0) continue;
+    weights[j] = std::clamp(std::pow(more[j], o_.p / 2), 1e-100, 1.);
+    more[j] = std::sqrt(std::pow(weights[j], 1 - 2 / o_.p) - 1);
+    trace += more[j] * more[j] * SquaredNorm(chunk.Row(int64_t(j)), o_.dim);
   }
-  Bounds(chunk, weights, std::span(bounds_).subspan(first));
+  factor_.AddRows(chunk, more);
+  trace_ += trace;
+  BoundsForSmallP(chunk, std::span(bounds_).last(size_t(chunk.rows)));
 }
 
-// p <= 2: bounds against the factor as it is.
-void StreamingLeverage::Bounds(MatView<const float> keys, std::span<const double> weights,
-                               std::span<double> bounds) const {
+// p < 2: w (t / w)^(p/2) with t = w^(1 - 2/p) k^T A^-1 k, in which the weight cancels: (k^T A^-1 k)^(p/2).
+void StreamingLeverage::BoundsForSmallP(MatView<const float> keys, std::span<double> bounds) const {
   if (factor_.MinPivot() <= 0) {  // no key but zeros so far
     std::fill(bounds.begin(), bounds.end(), 0.);
     return;
   }
   factor_.QuadraticForms(keys, bounds);
-  // With t_j = w_j^(1 - 2/p) form_j the weights cancel: w (t / w)^(p/2) = form^(p/2).
-  for (size_t j = 0; j < bounds.size(); ++j)
-    bounds[j] = weights[j] <= 0 ? 0 : o_.p == 2 ? bounds[j] : std::pow(bounds[j], o_.p / 2);
+  for (double& b : bounds) b = std::pow(b, o_.p / 2);
 }
 
 // The ridge grows with the trace and is brought up to date now and then: too little of it makes bounds too large.
@@ -135,9 +151,13 @@ void StreamingLeverage::SweepIfDue() {
 void StreamingLeverage::Sweep() {
   if (o_.p > 2) {
     ReweighForLargeP();
+  } else if (o_.p == 2) {
+    TakeInPending();
+    leverage_.RaiseRidge();
+    leverage_.UpperBounds(Rows(0), 0, bounds_);
   } else {
     RaiseRidge();
-    Bounds(Rows(0), weights_, bounds_);
+    BoundsForSmallP(Rows(0), bounds_);
   }
   double below = o_.eps * (1 - Margin());
   if (o_.top > 0) {

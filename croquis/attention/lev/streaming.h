@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "croquis/attention/lev/leverage.h"
+#include "croquis/attention/lev/leverage_factor.h"
 #include "croquis/base/view.h"
 #include "croquis/linalg/factor.h"
 
@@ -25,9 +26,9 @@ namespace croquis::attention::lev {
 //               stand-in for the n dropped ones, sum |<k_l, y>|^p >= n^(1 - p/2) (sum <k_l, y>^2)^(p/2) (merge and
 //               reduce). The set is within d^(p/2) / eps only, which is useful for small d.
 //
-// Keys are taken in chunks of 64; those of a chunk not yet full are all kept. Against rounding, keys are dropped below
-// eps (1 - Margin()) only: the factor is updated by Householder reflections of the rows themselves, whose errors are
-// small beside the largest key ever seen, and the ridge is a floor under what they are measured with.
+// Keys are taken in chunks of 64; those of a chunk not yet full are all kept. The factor takes chunks in by eights of
+// what it holds: a key is first judged against the keys before that, of which A has a form a = k^T A^-1 k and the key
+// itself makes a leverage of at most a / (1 + a). Against rounding, keys are dropped below eps (1 - Margin()) only.
 // Not thread-safe. Takes any finite keys.
 class StreamingLeverage {
  public:
@@ -57,16 +58,18 @@ class StreamingLeverage {
 
   // Kept() is universal for this eps (and all above): at most Options::eps, or with `top` the largest bound dropped.
   double Epsilon() const;
-  // What rounding can do to a bound, relative: ten times what it does per chunk in practice, times the chunks.
+  // What rounding can do to a bound, relative; see LeverageFactor::Error().
   double Margin() const;
   // Bytes it holds.
   int64_t bytes() const;
 
  private:
   void CloseChunk();
-  void Admit(MatView<const float> chunk);
+  void Judge(MatView<const float> chunk, double below);
+  void TakeInPending();
+  void AdmitWeighted(MatView<const float> chunk);
   void RaiseRidge();
-  void Bounds(MatView<const float> keys, std::span<const double> weights, std::span<double> bounds) const;
+  void BoundsForSmallP(MatView<const float> keys, std::span<double> bounds) const;
   void SweepIfDue();
   void Sweep();
   void ReweighForLargeP();
@@ -78,7 +81,9 @@ class StreamingLeverage {
   std::vector<int64_t> index_;   // kept keys
   std::vector<float> keys_;      // their rows
   std::vector<double> weights_, bounds_;
-  linalg::Cholesky factor_;  // p <= 2: of all scaled keys and the ridge; p > 2: of the dropped keys
+  LeverageFactor leverage_;     // p = 2
+  std::vector<float> pending_;  // p = 2: keys that leverage_ does not hold yet
+  linalg::Cholesky factor_;     // p < 2: of all scaled keys and the ridge; p > 2: of the dropped keys
   double trace_ = 0, ridge_in_ = 0;
   double dropped_ = 0, group_weight_ = 0;  // p > 2: number of dropped keys, the stand-in's weight
   double lost_ = 0;                        // largest bound dropped
