@@ -367,7 +367,8 @@ Status RunAttn(AttnOptions o) {
     std::cout << "\n"
               << Described(problem, o) << ", " << executor->threads() << " threads\n"
               << "pairs: of query and key, of those exact attention evaluates. est. error: the method's own estimate\n"
-              << (o.check ? "error: mean over rows of |o - o'| / |o'|, o' in double; operator: |O - O'| / (|P| |V|)\n"
+              << (o.check ? "error: mean over rows of |o - o'| / |o'|, o' in double (softmax, or the method's own "
+                            "score); operator: |O - O'| / (|P| |V|)\n"
                           : "--check computes the true error\n");
     if (!o.out.empty()) std::cout << "answer: " << o.out << "\n";
     if (!o.lse.empty()) std::cout << "log-sum-exps: " << o.lse << "\n";
@@ -416,7 +417,7 @@ void AddAttn(CLI::App& app, Action* action) {
   c->add_option("--lse", o->lse, "Write the natural log-sum-exp of each row's logits; -inf where no key is seen");
   c->add_flag("--causal", o->causal, "Query i sees the keys up to position offset + i");
   c->add_option("--offset", o->offset, "Position of the first query (default: keys - queries, so that the last meets)");
-  c->add_option("--window", o->window, "See the last N keys only; 0: all")
+  c->add_option("--window", o->window, "Do not see keys N or more before the own position; 0: no window")
       ->check(CLI::Range(int64_t(0), int64_t(1) << 40))
       ->capture_default_str();
   c->add_option("--key-length", o->key_length, "Keys that count, from the first on (default: all)")

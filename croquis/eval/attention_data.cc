@@ -26,9 +26,9 @@ class Maker {
 
   Result<AttentionTensors> Make() {
     AttentionTensors t;
-    CROQUIS_TRY(t.q, MakeTensor(o_.type, o_.heads, o_.queries, o_.dim, "the queries"));
-    CROQUIS_TRY(t.k, MakeTensor(o_.type, o_.kv_heads, o_.keys, o_.dim, "the keys"));
-    CROQUIS_TRY(t.v, MakeTensor(o_.type, o_.kv_heads, o_.keys, o_.value_dim, "the values"));
+    CROQUIS_TRY(t.q, MakeTensor(o_.type, o_.heads, o_.queries, o_.dim, "a tensor of queries"));
+    CROQUIS_TRY(t.k, MakeTensor(o_.type, o_.kv_heads, o_.keys, o_.dim, "a tensor of keys"));
+    CROQUIS_TRY(t.v, MakeTensor(o_.type, o_.kv_heads, o_.keys, o_.value_dim, "a tensor of values"));
     for (int64_t kv = 0; kv < o_.kv_heads; ++kv) {
       LoadHead(kv);
       const int64_t key_tasks = (o_.keys + kRows - 1) / kRows;

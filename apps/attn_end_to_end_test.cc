@@ -1,0 +1,170 @@
+// croquis attn, run as users run it.
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "apps/test_program.h"
+#include "croquis/attention/method.h"
+#include "croquis/eval/attention_data.h"
+#include "croquis/eval/npy.h"
+
+namespace croquis::apps {
+namespace {
+
+class Attn : public EndToEnd {
+ protected:
+  // A file whose rows are those of a tensor, in the given shape.
+  std::string Save(const std::string& name, const std::vector<int64_t>& shape, const eval::Tensor& t) const {
+    auto file = eval::NpyFile::Make(shape, name);
+    for (int64_t h = 0; h < t.view.heads; h++)
+      for (int64_t r = 0; r < t.view.rows; r++)
+        t.view.Head(h).Read(r, file->numbers() + (h * t.view.rows + r) * t.view.dim);
+    return Write(name, std::string(file->bytes()));
+  }
+  std::vector<std::string> Files(int64_t n) const {
+    Executor executor(1);
+    eval::AttentionDataOptions o;
+    o.heads = 4, o.kv_heads = 2, o.queries = o.keys = n, o.dim = o.value_dim = 16;
+    const auto t = eval::MakeAttentionData(executor, o);
+    return {"attn",
+            "--q",
+            Save("q.npy", {4, n, 16}, t->q),
+            "--k",
+            Save("k.npy", {2, n, 16}, t->k),
+            "--v",
+            Save("v.npy", {2, n, 16}, t->v)};
+  }
+  static std::vector<std::string> With(std::vector<std::string> args, const std::vector<std::string>& more) {
+    args.insert(args.end(), more.begin(), more.end());
+    return args;
+  }
+};
+
+TEST_F(Attn, AnswersAreWrittenAndChecked) {
+  const auto files = Files(200);
+  const Outcome r = Croquis(
+      With(files, {"--causal", "--offset", "-3", "--check", "--json", "-o", Path("o.npy"), "--lse", Path("l.npy")}));
+  ASSERT_EQ(r.code, 0) << r.err;
+  ExpectColumns(r.Json(), {"method", "ms", "pairs", "pairs_share", "est_error", "fallback_rows", "kernel", "op",
+                           "row_mean", "row_p99", "lse_max", "est_over_true"});
+  const json row = r.Json()["rows"][0];
+  EXPECT_EQ(row["pairs_share"], 1.0);
+  EXPECT_LT(row["row_max"], 1e-4);
+  EXPECT_LT(row["op"], 1e-5);
+  const auto out = eval::LoadNpy(Path("o.npy")), lse = eval::LoadNpy(Path("l.npy"));
+  ASSERT_TRUE(out && lse);
+  EXPECT_EQ(out->view.heads, 4);
+  EXPECT_EQ(out->view.rows, 200);
+  std::vector<float> o(16), l(200);
+  lse->view.Head(0).Read(1, l.data());
+  for (int i = 0; i < 200; i++) EXPECT_EQ(std::isinf(l[size_t(i)]), i < 3) << i;  // the first three see no key
+  out->view.Head(1).Read(2, o.data());
+  EXPECT_EQ(std::count(o.begin(), o.end(), 0.f), 16);
+  // Row 3 sees one key, whose value it takes.
+  std::vector<float> v(16);
+  out->view.Head(3).Read(3, o.data());
+  eval::LoadNpy(Path("v.npy"))->view.Head(1).Read(0, v.data());
+  for (size_t i = 0; i < 16; i++) EXPECT_NEAR(o[i], v[i], 1e-5);
+}
+
+TEST_F(Attn, SeveralMethodsAreCompared) {
+  const Outcome r = Croquis(With(Files(300), {"--method", "exact:precision=f32", "--method", "hyper", "--check"}));
+  ASSERT_EQ(r.code, 0) << r.err;
+  for (const char* part : {"exact:precision=f32", "hyper", "est. error", "operator", "4 heads on 2, 300 queries"})
+    EXPECT_NE(r.out.find(part), std::string::npos) << part;
+  // One that refuses is a row with the reason, and the command's failure.
+  const Outcome w = Croquis(With(Files(64), {"--method", "hyper", "--method", "exact", "--window", "5"}));
+  EXPECT_EQ(w.code, 4);
+  EXPECT_NE(w.out.find("takes no sliding window"), std::string::npos) << w.out;
+}
+
+TEST_F(Attn, MadeUpTensorsNeedNoFiles) {
+  for (const char* data : {"gaussian", "planted", "clusters", "sinks"}) {
+    const Outcome r = Croquis({"attn", "--random", "128", "--heads", "4", "--kv-heads", "2", "--head-dim", "32",
+                               "--data", data, "--bf16", "--causal", "--check", "--json"});
+    ASSERT_EQ(r.code, 0) << r.err;
+    EXPECT_LT(r.Json()["rows"][0]["row_mean"], 2e-2) << data;
+    EXPECT_EQ(r.Json()["kv_heads"], 2);
+  }
+}
+
+TEST_F(Attn, TheListMarksWhatIsStrictlyCausal) {
+  const Outcome r = Croquis({"attn", "--list", "--json"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  ExpectColumns(r.Json(), {"method", "summary", "paper", "exact", "causal", "strict_causal", "window", "params"});
+  ASSERT_EQ(r.Json()["rows"].size(), attention::Methods().size());
+  const Outcome text = Croquis({"attn", "--list"});
+  for (const json& row : r.Json()["rows"]) {
+    const auto m = attention::FindMethod(row["method"].get<std::string>());
+    ASSERT_TRUE(m);
+    const auto spec = attention::ResolveSpec((*m)->name);
+    EXPECT_EQ(row["strict_causal"], (*m)->causal && (*m)->strict_causal != nullptr && (*m)->strict_causal(*spec));
+    EXPECT_EQ(row["params"].size(), (*m)->params.size());
+    EXPECT_NE(text.out.find(std::string((*m)->name) + ": " + std::string((*m)->summary)), std::string::npos);
+  }
+  EXPECT_NE(text.out.find("causal, strictly"), std::string::npos);
+}
+
+TEST_F(Attn, ErrorsSayWhatToDoAndHaveTheirCodes) {
+  const auto files = Files(20);
+  const std::string cut = Write("cut.npy", Read(Path("k.npy")).substr(0, 300));
+  const std::string text = Write("text.npy", "these are no numbers");
+  std::string nan = Read(Path("k.npy"));
+  nan.replace(nan.size() - 4, 4, std::string("\0\0\xC0\x7F", 4));
+  Write("nan.npy", nan);
+  const auto keys = [&](const std::string& k) {
+    std::vector<std::string> args = files;
+    args[4] = k;
+    return args;
+  };
+  struct Case {
+    std::vector<std::string> args;
+    int code;
+    const char* says;
+  };
+  const Case cases[] = {
+      {{"attn"}, 2, "--random"},
+      {{"attn", "--random", "5", "--q", "q.npy"}, 2, "--random"},
+      {keys(Path("none.npy")), 3, "none.npy"},
+      {keys(cut), 3, "cut short"},
+      {keys(text), 3, "not a NumPy"},
+      {keys(Path("nan.npy")), 6, "head 1, row 19"},
+      {With(files, {"--layout", "sideways"}), 2, "heads-first"},
+      {With(files, {"--method", "nothing"}), 2, "exact"},
+      {With(files, {"--method", "exact:precision=f8"}), 2, "bf16"},
+      {With(files, {"--method", "hyper", "--window", "3"}), 4, "window"},
+      {With(files, {"--method", "hyper", "--method", "exact", "-o", Path("o.npy")}), 2, "one method"},
+      {With(files, {"-o", Path("none/o.npy")}), 3, "o.npy"},
+      {With(files, {"-o", Path("o.npy"), "--lse", Path("o.npy")}), 2, "same file"},
+      {With(files, {"--key-length", "21"}), 2, "key_length"},
+      {{"attn", "--random", "9", "--heads", "3", "--kv-heads", "2"}, 2, "multiple"},
+      {{"attn", "--random", "268435456", "--heads", "64"}, 5, "TiB"},
+  };
+  for (const Case& c : cases) {
+    const Outcome r = Croquis(c.args);
+    std::string line;
+    for (const std::string& a : c.args) line += a + " ";
+    EXPECT_EQ(r.code, c.code) << line << "\n" << r.err;
+    EXPECT_NE(r.err.find(c.says), std::string::npos) << line << "\n" << r.err;
+    EXPECT_EQ(r.err.rfind("croquis: ", 0), 0u) << line << "\n" << r.err;
+    EXPECT_EQ(r.out, "") << line;
+  }
+  EXPECT_FALSE(fs::exists(Path("o.npy")));
+}
+
+// A file that is there stays as it was when the work fails.
+TEST_F(Attn, NothingIsHalfWritten) {
+  const auto files = Files(20);
+  const std::string out = Write("o.npy", "kept");
+  EXPECT_EQ(Croquis(With(files, {"-o", out, "--key-length", "21"})).code, 2);
+  EXPECT_EQ(Read(out), "kept");
+  EXPECT_EQ(Croquis(With(files, {"-o", out})).code, 0);
+  EXPECT_TRUE(eval::LoadNpy(out));
+  for (const auto& entry : fs::directory_iterator(folder_))
+    EXPECT_EQ(entry.path().string().find(".tmp."), std::string::npos) << entry.path();
+}
+
+}  // namespace
+}  // namespace croquis::apps
