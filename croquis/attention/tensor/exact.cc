@@ -96,8 +96,9 @@ void RunDefinition(Executor& executor, const Problem& p, const Output& output) {
         for (int64_t x = 0; x < dim; ++x)
           u[size_t(x)] = double(p.scale) * double(q[size_t(x)]) * double(t.k1[size_t(j * dim + x)]);
         for (int64_t l = 0; l < last; ++l) {
-          double s = 0;
-          for (int64_t x = 0; x < dim; ++x) s += u[size_t(x)] * double(t.k2[size_t(l * dim + x)]);
+          double part[4] = {};
+          for (int64_t x = 0; x < dim; ++x) part[x % 4] += u[size_t(x)] * double(t.k2[size_t(l * dim + x)]);
+          const double s = (part[0] + part[1]) + (part[2] + part[3]);
           logits[size_t(j * last + l)] = s;
           top = std::max(top, s);
         }
