@@ -1,6 +1,6 @@
-// Tile kernels for AMX: bf16 products by tdpbf16ps, softmax in AVX-512. The two units run side by side: while the
-// vectors work on the logits of one step (32 query rows, 64 keys), slices of two products are put between them, the
-// weights of the step before times its values, and the logits of the step after.
+// Tile kernels for AMX: bf16 products by tdpbf16ps, softmax in AVX-512. The two take turns, block by block: put between
+// each other's instructions they gained nothing, since 512-bit vectors ran at half speed beside tile instructions
+// (64 FMAs: 34 cycles alone, 67 beside two tilestored; Sapphire Rapids class).
 #include <immintrin.h>
 
 #include "croquis/simd/tile_internal.h"
@@ -14,6 +14,10 @@ namespace {
 constexpr int64_t kTile = 16;   // rows of an AMX tile
 constexpr int64_t kStep = 32;   // query rows of a step
 constexpr int64_t kInner = 32;  // bf16 numbers of a tile's row
+// Half a tile's rows go over 8 blocks of keys before the other half does: their logits and sums stay in the first
+// cache.
+constexpr int64_t kStepRows = 32, kStepKeys = 8 * kTileKeys;
+constexpr int64_t kTileBytes = 64;  // of a tile's row
 
 // ---- tile instructions; tiles 0-3 are sums, 4-5 rows of queries or weights, 6-7 keys or values ----
 
@@ -63,187 +67,150 @@ class TileSetup {
   Config before_;
 };
 
-// ---- a product in slices ----
+// ---- products ----
 
-// C[row tiles][columns] = (add ? C : 0) + A B, two columns of tiles at a time, one slice of 32 inner numbers after
-// the other. A row-major, B in pairs of rows.
-struct TileProduct {
-  const uint16_t* a = nullptr;
-  int64_t lda = 0;  // numbers
-  const uint32_t* b = nullptr;
-  int64_t ldb = 0;  // pairs
-  float* c = nullptr;
-  int64_t ldc = 0;
-  int row_tiles = 0;  // 1 or 2
-  bool add = false;
-  int64_t columns = 0, inner = 0;  // in tiles
-  int64_t column = 0, slice = 0;   // the next one
-
-  bool done() const { return column >= columns; }
-  int64_t Slices() const { return (columns + 1) / 2 * inner; }
-
-  template <int R, int N>
-  void Run() {
-    const int64_t c_stride = ldc * 4, b_stride = ldb * 4;
-    float* const out = c + column * kTile;
-    if (slice == 0) {
-      if (add) {
-        LoadTile<0>(out, c_stride);
-        if constexpr (N > 1) LoadTile<1>(out + kTile, c_stride);
-        if constexpr (R > 1) LoadTile<2>(out + kTile * ldc, c_stride);
-        if constexpr (R > 1 && N > 1) LoadTile<3>(out + kTile * ldc + kTile, c_stride);
-      } else {
-        ZeroTile<0>();
-        if constexpr (N > 1) ZeroTile<1>();
-        if constexpr (R > 1) ZeroTile<2>();
-        if constexpr (R > 1 && N > 1) ZeroTile<3>();
-      }
-    }
-    const uint16_t* const left = a + slice * kInner;
-    const uint32_t* const right = b + slice * (kInner / 2) * ldb + column * kTile;
-    LoadTile<4>(left, lda * 2);
-    LoadTile<6>(right, b_stride);
-    MultiplyTiles<0, 4, 6>();
-    if constexpr (N > 1) {
-      LoadTile<7>(right + kTile, b_stride);
-      MultiplyTiles<1, 4, 7>();
-    }
-    if constexpr (R > 1) {
-      LoadTile<5>(left + kTile * lda, lda * 2);
-      MultiplyTiles<2, 5, 6>();
-      if constexpr (N > 1) MultiplyTiles<3, 5, 7>();
-    }
-    if (++slice < inner) return;
-    StoreTile<0>(out, c_stride);
-    if constexpr (N > 1) StoreTile<1>(out + kTile, c_stride);
-    if constexpr (R > 1) StoreTile<2>(out + kTile * ldc, c_stride);
-    if constexpr (R > 1 && N > 1) StoreTile<3>(out + kTile * ldc + kTile, c_stride);
-    slice = 0;
-    column += N;
-  }
-  void Step() {
-    const bool pair = column + 1 < columns;
-    if (row_tiles > 1)
-      pair ? Run<2, 2>() : Run<2, 1>();
-    else
-      pair ? Run<1, 2>() : Run<1, 1>();
-  }
+// C[16 row_tiles][16 columns] = (add ? C : 0) + A B for 32 `inner` numbers. A row-major, B in pairs of rows.
+struct Product {
+  const std::byte* a;
+  int64_t a_stride;  // of all three, in bytes
+  const std::byte* b;
+  int64_t b_stride;
+  std::byte* c;
+  int64_t c_stride;
+  int64_t row_tiles, columns, inner;  // in tiles
 };
+
+template <int kSet, int N>
+[[gnu::always_inline]] inline void StoreSums(std::byte* c, int64_t stride) {
+  StoreTile<2 * kSet>(c, stride);
+  if constexpr (N > 1) StoreTile<2 * kSet + 1>(c + kTileBytes, stride);
+}
+
+template <int kC, int kA, int N>
+[[gnu::always_inline]] inline void Slice(const std::byte* a, int64_t a_stride, const std::byte* b, int64_t b_stride) {
+  LoadTile<kA>(a, a_stride);
+  LoadTile<6>(b, b_stride);
+  MultiplyTiles<kC, kA, 6>();
+  if constexpr (N > 1) {
+    LoadTile<7>(b + kTileBytes, b_stride);
+    MultiplyTiles<kC + 1, kA, 7>();
+  }
+}
+
+// One by N tiles of C. Tile registers are not renamed: sums that were stored at once would hold the next job up until
+// their last product is there. So jobs take turns with two sets of sums, and a job's sums are stored after the first
+// products of the next, at `waiting` (null: nothing). Likewise successive slices of 32 inner numbers load their rows
+// into different registers. K: slices, 0 for `inner`.
+template <int kSet, int N, int K, bool kAdd>
+[[gnu::always_inline]] inline void Job(const std::byte* a, int64_t a_stride, const std::byte* b, int64_t b_stride,
+                                       std::byte* c, int64_t c_stride, int64_t inner, std::byte* waiting) {
+  constexpr int kC = 2 * kSet;
+  if constexpr (kAdd) {
+    LoadTile<kC>(c, c_stride);
+    if constexpr (N > 1) LoadTile<kC + 1>(c + kTileBytes, c_stride);
+  } else {
+    ZeroTile<kC>();
+    if constexpr (N > 1) ZeroTile<kC + 1>();
+  }
+  const int64_t b_step = kTile * b_stride, slices = K > 0 ? K : inner;
+  Slice<kC, 4, N>(a, a_stride, b, b_stride);
+  if (waiting != nullptr) StoreSums<1 - kSet, N>(waiting, c_stride);
+  for (int64_t k = 1; k < slices; k += 2) {
+    a += kTileBytes, b += b_step;
+    Slice<kC, 5, N>(a, a_stride, b, b_stride);
+    if (k + 1 == slices) break;
+    a += kTileBytes, b += b_step;
+    Slice<kC, 4, N>(a, a_stride, b, b_stride);
+  }
+}
+
+// N columns of tiles, all rows.
+template <int N, int K, bool kAdd>
+[[gnu::noinline]] void Columns(const std::byte* a, int64_t a_stride, const std::byte* b, int64_t b_stride, std::byte* c,
+                               int64_t c_stride, int64_t row_tiles, int64_t inner) {
+  const int64_t a_step = kTile * a_stride, c_step = kTile * c_stride;
+  std::byte* waiting = nullptr;
+  for (; row_tiles >= 2; row_tiles -= 2) {
+    Job<0, N, K, kAdd>(a, a_stride, b, b_stride, c, c_stride, inner, waiting);
+    a += a_step, waiting = c, c += c_step;
+    Job<1, N, K, kAdd>(a, a_stride, b, b_stride, c, c_stride, inner, waiting);
+    a += a_step, waiting = c, c += c_step;
+  }
+  if (row_tiles > 0) {
+    Job<0, N, K, kAdd>(a, a_stride, b, b_stride, c, c_stride, inner, waiting);
+    StoreSums<0, N>(c, c_stride);
+  } else {
+    StoreSums<1, N>(waiting, c_stride);
+  }
+}
+
+template <int K, bool kAdd>
+void Multiply(const Product& p) {
+  int64_t column = 0;
+  for (; column + 2 <= p.columns; column += 2)
+    Columns<2, K, kAdd>(p.a, p.a_stride, p.b + column * kTileBytes, p.b_stride, p.c + column * kTileBytes, p.c_stride,
+                        p.row_tiles, p.inner);
+  if (column < p.columns)
+    Columns<1, K, kAdd>(p.a, p.a_stride, p.b + column * kTileBytes, p.b_stride, p.c + column * kTileBytes, p.c_stride,
+                        p.row_tiles, p.inner);
+}
 
 struct Scratch {
   Rows rows;
-  alignas(64) float logits[2][kStep][kTileKeys];
-  alignas(64) uint16_t weights[2][kStep][kTileKeys];
+  alignas(64) float logits[kStepRows][kTileKeys];  // weights take their places
 };
 
-class Attention {
- public:
-  explicit Attention(const TileCall& c)
-      : c_(c), scratch_(*reinterpret_cast<Scratch*>(c.scratch)), sizes_(c.layout), softmax_(c, scratch_.rows) {
-    for (int64_t h = 0; h < 2; ++h) sight_[h] = softmax_.Of(Min(c.rows, h * kStep), Min(c.rows, (h + 1) * kStep));
-    next_ = {c_.begin / kTileKeys * kTileKeys, -1};
-  }
-
-  void Run() {
-    Step now, after;
-    if (!Next(now)) return softmax_.Finish();
-    StartLogits(now, 0);
-    while (!logits_.done()) logits_.Step();
-    for (int parity = 0;; parity ^= 1) {
-      const bool more = Next(after);
-      if (more) StartLogits(after, parity ^ 1);
-      Weigh(now, parity);
-      while (Slice()) {
-      }
-      StartValues(now, parity);
-      if (!more) break;
-      now = after;
-    }
-    while (Slice()) {
-    }
-    softmax_.Finish();
-  }
-
- private:
-  struct Step {
-    int64_t block, half;
-  };
-  // The next step that some row sees.
-  bool Next(Step& step) {
-    const int64_t halves = c_.rows > kStep ? 2 : 1;
-    do {
-      if (++next_.half == halves) next_.half = 0, next_.block += kTileKeys;
-      if (next_.block >= c_.end) return false;
-    } while (!sight_[next_.half].Sees(next_.block));
-    step = next_;
-    return true;
-  }
-  int64_t RowsOf(const Step& step) const { return Min(kStep, c_.rows - step.half * kStep); }
-
-  void StartLogits(const Step& step, int parity) {
-    TileProduct& p = logits_;
-    p.a = (const uint16_t*)c_.queries + step.half * kStep * 2 * sizes_.units, p.lda = 2 * sizes_.units;
-    p.b = (const uint32_t*)c_.keys + step.block / kTileKeys * sizes_.KeyBlock(), p.ldb = kTileKeys;
-    p.c = scratch_.logits[parity][0], p.ldc = kTileKeys;
-    p.row_tiles = RowsOf(step) > kTile ? 2 : 1;
-    p.add = false;
-    p.columns = kTileKeys / kTile, p.inner = sizes_.units * 2 / kInner;
-    p.column = p.slice = 0;
-  }
-  void StartValues(const Step& step, int parity) {
-    TileProduct& p = values_;
-    p.a = scratch_.weights[parity][0], p.lda = kTileKeys;
-    p.b = (const uint32_t*)c_.values + step.block / kTileKeys * sizes_.ValueBlock(), p.ldb = sizes_.value_width;
-    p.c = c_.sums.data + step.half * kStep * c_.sums.stride, p.ldc = c_.sums.stride;
-    p.row_tiles = RowsOf(step) > kTile ? 2 : 1;
-    p.add = true;
-    p.columns = sizes_.value_width / kTile, p.inner = kTileKeys / kInner;
-    p.column = p.slice = 0;
-  }
-  // The next slice of what runs beside the softmax.
-  bool Slice() {
-    if (!values_.done())
-      values_.Step();
-    else if (!logits_.done())
-      logits_.Step();
+// Rows [begin, end) of the tile against keys [first, last), which are whole blocks.
+void AttendRows(const TileCall& c, Softmax& softmax, Scratch& scratch, int64_t begin, int64_t end, int64_t first,
+                int64_t last) {
+  const Sizes<TileType::kBf16> sizes(c.layout);
+  const Softmax::Sight sight = softmax.Of(begin, end);
+  const int64_t row_tiles = (end - begin + kTile - 1) / kTile, key_bytes = sizes.KeyBlock() * 4,
+                value_bytes = sizes.ValueBlock() * 4, groups = (end - begin + kGroup - 1) / kGroup;
+  std::byte* const logits = (std::byte*)scratch.logits;
+  const std::byte* keys = c.keys + first / kTileKeys * key_bytes;
+  const std::byte* values = c.values + first / kTileKeys * value_bytes;
+  for (int64_t block = first; block < last; block += kTileKeys, keys += key_bytes, values += value_bytes) {
+    if (!sight.Sees(block)) continue;
+    const Product scores = {c.queries + begin * sizes.units * 4,
+                            sizes.units * 4,
+                            keys,
+                            kTileKeys * 4,
+                            logits,
+                            kTileKeys * 4,
+                            row_tiles,
+                            kTileKeys / kTile,
+                            sizes.units / kTile};
+    if (scores.inner == 2)
+      Multiply<2, false>(scores);
+    else if (scores.inner == 4)
+      Multiply<4, false>(scores);
     else
-      return false;
-    return true;
-  }
-
-  void Weigh(const Step& step, int parity) {
-    const int64_t groups = (RowsOf(step) + kGroup - 1) / kGroup;
-    const int64_t slices = (values_.done() ? 0 : values_.Slices()) + (logits_.done() ? 0 : logits_.Slices());
-    const int64_t each = (slices + groups - 1) / groups;
-    const bool plain = softmax_.Plain() && sight_[step.half].SeesAll(step.block);
-    // Weights that are not in the sums yet are relative to the old reference.
-    const auto values_first = [&] {
-      while (!values_.done()) values_.Step();
-    };
+      Multiply<0, false>(scores);
+    const bool plain = softmax.Plain() && sight.SeesAll(block);
     for (int64_t g = 0; g < groups; ++g) {
-      const int64_t r = g * kGroup, row = step.half * kStep + r;
-      float* const s = scratch_.logits[parity][r];
-      uint16_t* const w = scratch_.weights[parity][r];
-      for (int64_t i = 0; i < each; ++i) Slice();
+      float* const s = scratch.logits[g * kGroup];
+      const int64_t row = begin + g * kGroup;
       if (plain)
-        softmax_.Group<true, false>(row, step.block, s, w, values_first);
+        softmax.Group<true, false>(row, block, s, (uint16_t*)s, 2 * kTileKeys);
       else
-        softmax_.Group<true, true>(row, step.block, s, w, values_first);
+        softmax.Group<true, true>(row, block, s, (uint16_t*)s, 2 * kTileKeys);
     }
+    Multiply<kTileKeys / kInner, true>({logits, kTileKeys * 4, values, sizes.value_width * 4,
+                                        (std::byte*)(c.sums.data + begin * c.sums.stride), c.sums.stride * 4, row_tiles,
+                                        sizes.value_width / kTile, kTileKeys / kInner});
   }
+}
 
-  const TileCall& c_;
-  Scratch& scratch_;
-  const Sizes<TileType::kBf16> sizes_;
-  Softmax softmax_;
-  Softmax::Sight sight_[2];
-  Step next_;
-  TileProduct logits_, values_;
-};
-
-void Attend(const TileCall& call) {
+void Attend(const TileCall& c) {
+  const FlushToZero flush;
   const TileSetup setup;
-  Attention(call).Run();
+  auto& scratch = *reinterpret_cast<Scratch*>(c.scratch);
+  Softmax softmax(c, scratch.rows);
+  for (int64_t key = c.begin / kTileKeys * kTileKeys; key < c.end; key += kStepKeys)
+    for (int64_t row = 0; row < c.rows; row += kStepRows)
+      AttendRows(c, softmax, scratch, row, Min(c.rows, row + kStepRows), key, Min(c.end, key + kStepKeys));
+  softmax.Finish();
 }
 
 size_t ScratchBytes(const TileLayout&) { return sizeof(Scratch); }

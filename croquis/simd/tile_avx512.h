@@ -33,12 +33,9 @@ struct V {
     asm("" : "+v"(x));
     return x;
   }
-  // p times 2 to the integer in the low bits of t; zero where t < lowest.
-  static F Raise(F p, F t, F lowest) {
-    const __mmask16 in = _mm512_cmp_ps_mask(t, lowest, _CMP_GE_OQ);
-    const I e = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
-    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(in, _mm512_castps_si512(p), e));
-  }
+  // x - floor(x), and p times 2^floor(x).
+  static F Fraction(F x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+  static F Raise(F p, F x) { return _mm512_scalef_ps(p, x); }
   // x in lanes first <= lane < last, otherwise kMasked.
   static F Within(F x, int64_t first, int64_t last) {
     const auto below = [](int64_t n) { return n <= 0 ? 0u : n >= 16 ? 0xffffu : (1u << n) - 1; };

@@ -140,42 +140,51 @@ void PackQueries(const TileLayout& l, RowType type, const std::byte* q, int64_t 
 
 // ---- softmax ----
 
+// Results below the normal numbers are zeros for as long as this lives: weights of keys far below the maximum would be
+// slow denormal numbers.
+class FlushToZero {
+ public:
+  FlushToZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~FlushToZero() { _mm_setcsr(before_); }
+  FlushToZero(const FlushToZero&) = delete;
+  FlushToZero& operator=(const FlushToZero&) = delete;
+
+ private:
+  unsigned before_;
+};
+
 // Weights are 2^(logit - reference). The reference of a row is an integer and follows its largest logit only when that
 // gets 2^kSlack above it, so that sums are hardly ever scaled, and then by a power of two, without rounding.
 constexpr float kSlack = 8;
-// t = x + kMagic holds the integer nearest to x in its low bits, and t - kMagic is that integer: with `start` =
-// kMagic - reference, one FMA makes both from a product. That takes references below kWide; beyond, logits are first
-// put relative to the reference.
-constexpr float kMagic = 0x1.8p23f, kWide = 0x1p20f;
-constexpr float kLowest = kMagic - 126;  // weights below 2^-126 are zeros, not denormal numbers
 
 // State of a tile's rows.
 struct alignas(64) Rows {
-  float mass[kTileRows][kW];  // by lane
-  float start[kTileRows];
+  float mass[kTileRows][kW];       // by lane
+  float reference[kTileRows];      // integral; 0 while nothing has been seen
   float limit[kTileRows];          // a logit above it moves the reference
   float product_limit[kTileRows];  // the same before scaling
-  float reference[kTileRows];      // kMasked: nothing seen
+  bool seen[kTileRows];
   int32_t first[kTileRows], last[kTileRows];
 };
 
-// Minimax in relative error on [-1/2, 1/2]: 7.5e-5 for weights that become bf16, otherwise 7.5e-8.
+// 2^x for r = x - floor(x), scaled by the floor in V::Exp2. Minimax in relative error: 7.5e-5 for weights that become
+// bf16, otherwise 7.5e-8.
 template <bool kBf16>
-[[gnu::always_inline]] inline F Weight(F product, F scale, F start) {
-  const F t = V::Fma(product, scale, start), r = V::Fms(product, scale, V::Sub(t, start));
+[[gnu::always_inline]] inline F Weight(F product, F scale, F reference) {
+  const F x = V::Fms(product, scale, reference), r = V::Fraction(x);
   F p;
   if constexpr (kBf16) {
-    p = V::Fma(V::Set(0.055171669057925f), r, V::Set(0.24261112219321604f));
-    p = V::Fma(p, r, V::Set(0.6932609854606555f));
-    p = V::Fma(p, r, V::Set(0.9999280735394012f));
+    p = V::Fma(V::Set(0.07802452264047964f), r, V::Set(0.226067155427483f));
+    p = V::Fma(p, r, V::Set(0.6958335404947528f));
+    p = V::Fma(p, r, V::Set(0.9999252185627154f));
   } else {
-    p = V::Fma(V::Set(0.0013276471992533978f), r, V::Set(0.009675541334453752f));
-    p = V::Fma(p, r, V::Set(0.055507132734978495f));
-    p = V::Fma(p, r, V::Set(0.24022119723839974f));
-    p = V::Fma(p, r, V::Set(0.6931469670647609f));
-    p = V::Fma(p, r, V::Set(1.0000000716546849f));
+    p = V::Fma(V::Set(0.0018775766751787312f), r, V::Set(0.008989340090521965f));
+    p = V::Fma(p, r, V::Set(0.055826318053277646f));
+    p = V::Fma(p, r, V::Set(0.2401536170443786f));
+    p = V::Fma(p, r, V::Set(0.6931530732001692f));
+    p = V::Fma(p, r, V::Set(0.9999999250635262f));
   }
-  return V::Raise(p, t, V::Set(kLowest));
+  return V::Raise(p, x);
 }
 
 // 2^d for an integer d <= 0; 0 below the normal numbers.
@@ -193,22 +202,26 @@ class Softmax {
     __builtin_memset(rows_.mass, 0, sizeof rows_.mass);
     for (int64_t r = 0; r < kTileRows; ++r) {
       rows_.first[r] = rows_.last[r] = 0;
-      rows_.start[r] = kMagic;
+      rows_.reference[r] = 0;
       rows_.limit[r] = rows_.product_limit[r] = __builtin_inff();  // rows of zeros that fill a group up
       if (r >= c_.rows) continue;
       rows_.first[r] = int32_t(Max(c_.begin, c_.first != nullptr ? c_.first[r] : c_.begin));
       rows_.last[r] = int32_t(Min(c_.end, c_.last != nullptr ? c_.last[r] : c_.end));
-      const float top = c_.max[r], reference = top <= kMasked ? kMasked : __builtin_ceilf(top);
-      const float factor = reference == top ? 1 : __builtin_exp2f(top - reference);  // states made elsewhere
+      rows_.seen[r] = c_.max[r] > kMasked;
+      if (!rows_.seen[r]) {
+        rows_.limit[r] = kMasked / 2, rows_.product_limit[r] = kMasked / 2 * inverse_scale_;
+        continue;
+      }
+      const float reference = __builtin_ceilf(c_.max[r]), factor = __builtin_exp2f(c_.max[r] - reference);
       rows_.mass[r][0] = c_.mass[r] * factor;
-      if (factor != 1) ScaleSums(r, factor);
+      if (factor != 1) ScaleSums(r, factor);  // a state made elsewhere
       SetReference(r, reference);
     }
   }
   // Gives the state back.
   void Finish() {
     for (int64_t r = 0; r < c_.rows; ++r) {
-      c_.max[r] = rows_.reference[r];
+      c_.max[r] = rows_.seen[r] ? rows_.reference[r] : kMasked;
       c_.mass[r] = V::Sum(V::Load(rows_.mass[r]));
     }
   }
@@ -232,10 +245,10 @@ class Softmax {
   bool Plain() const { return c_.bias == nullptr && c_.row_factor == nullptr; }
 
   // Products [kGroup][64] of rows row .. row + kGroup with the keys of a block become weights: in place, or as bf16 in
-  // p [kGroup][64]. kPrepare: masks and biases apply. before_scaling() is called before sums are scaled.
-  template <bool kBf16, bool kPrepare, class Fn>
-  [[gnu::always_inline]] void Group(int64_t row, int64_t block, float* s, uint16_t* p, const Fn& before_scaling) {
-    F scale = V::Set(kPrepare ? 1.f : c_.scale);
+  // rows of p, which may be where the products stood. kPrepare: masks and biases apply.
+  template <bool kBf16, bool kPrepare>
+  [[gnu::always_inline]] void Group(int64_t row, int64_t block, float* s, uint16_t* p, int64_t weight_stride) {
+    const F scale = V::Set(kPrepare ? 1.f : c_.scale);
     if constexpr (kPrepare)
       for (int r = 0; r < kGroup; ++r) Prepare(row + r, block, s + r * kTileKeys);
     F top[kGroup];
@@ -246,25 +259,20 @@ class Softmax {
       grows |= V::AnyAbove(top[r], V::Set((kPrepare ? rows_.limit : rows_.product_limit)[row + r]));
     }
     if (grows) [[unlikely]] {
-      before_scaling();
       for (int r = 0; r < kGroup; ++r) Grow(row + r, V::MaxOf(top[r]) * (kPrepare ? 1.f : c_.scale));
-    }
-    if (wide_) [[unlikely]] {
-      for (int r = 0; r < kGroup; ++r) Relate(row + r, scale, s + r * kTileKeys);
-      scale = V::Set(1);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < kGroup; ++r) {
-      const F start = V::Set(rows_.start[row + r]);
+      const F reference = V::Set(rows_.reference[row + r]);
       float* const at = s + r * kTileKeys;
       F sum = V::Load(rows_.mass[row + r]);
 #pragma GCC unroll 8
       for (int j = 0; j < kVectors; j += 2) {
-        const F a = Weight<kBf16>(V::Load(at + j * kW), scale, start);
-        const F b = Weight<kBf16>(V::Load(at + (j + 1) * kW), scale, start);
+        const F a = Weight<kBf16>(V::Load(at + j * kW), scale, reference);
+        const F b = Weight<kBf16>(V::Load(at + (j + 1) * kW), scale, reference);
         sum = V::Add(sum, V::Add(a, b));
         if constexpr (kBf16) {
-          V::StoreBf16(p + r * kTileKeys + j * kW, a, b);
+          V::StoreBf16(p + r * weight_stride + j * kW, a, b);
         } else {
           V::Store(at + j * kW, a);
           V::Store(at + (j + 1) * kW, b);
@@ -293,16 +301,10 @@ class Softmax {
       V::Store(s + j * kW, V::Within(x, rows_.first[row] - key, rows_.last[row] - key));
     }
   }
-  // Puts logits, or products, relative to a reference that is too large for `start`.
-  [[gnu::noinline]] void Relate(int64_t row, F scale, float* s) const {
-    const float reference = rows_.start[row] == kMagic && row < c_.rows ? rows_.reference[row] : 0;
-    const F less = V::Set(reference <= kMasked ? 0 : reference);
-    for (int j = 0; j < kVectors; ++j) V::Store(s + j * kW, V::Fms(V::Load(s + j * kW), scale, less));
-  }
   [[gnu::noinline]] void Grow(int64_t row, float top) {
     if (!(top > rows_.limit[row])) return;
     const float reference = __builtin_ceilf(top), old = rows_.reference[row];
-    if (old > kMasked) {
+    if (rows_.seen[row]) {
       const float factor = PowerOfTwo(old - reference);
       V::Store(rows_.mass[row], V::Mul(V::Load(rows_.mass[row]), V::Set(factor)));
       ScaleSums(row, factor);
@@ -315,16 +317,13 @@ class Softmax {
     for (int64_t i = 0; i < width; i += kW) V::Store(sums + i, V::Mul(V::Load(sums + i), V::Set(factor)));
   }
   void SetReference(int64_t row, float reference) {
+    rows_.seen[row] = true;
     rows_.reference[row] = reference;
-    const bool empty = reference <= kMasked, wide = !empty && __builtin_fabsf(reference) > kWide;
-    wide_ |= wide;
-    rows_.start[row] = empty || wide ? kMagic : kMagic - reference;
-    rows_.limit[row] = empty ? kMasked / 2 : reference + kSlack;
+    rows_.limit[row] = reference + kSlack;
     rows_.product_limit[row] = rows_.limit[row] * inverse_scale_;
   }
 
   const TileCall& c_;
   Rows& rows_;
   float inverse_scale_;
-  bool wide_ = false;
 };

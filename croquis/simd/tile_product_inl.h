@@ -72,6 +72,7 @@ void Attend(const TileCall& c) {
   constexpr bool kBf16 = T == TileType::kBf16;
   auto& scratch = *reinterpret_cast<Scratch*>(c.scratch);
   const Sizes<T> sizes(c.layout);
+  const FlushToZero flush;
   Softmax softmax(c, scratch.rows);
   const typename Softmax::Sight sight = softmax.Of(0, c.rows);
   const int64_t rows = RoundUp(c.rows, kGroup);
@@ -85,9 +86,9 @@ void Attend(const TileCall& c) {
     const bool plain = softmax.Plain() && sight.SeesAll(block);
     for (int64_t r = 0; r < rows; r += kGroup) {
       if (plain)
-        softmax.Group<kBf16, false>(r, block, scratch.logits[r], scratch.weights[r], [] {});
+        softmax.Group<kBf16, false>(r, block, scratch.logits[r], scratch.weights[r], kTileKeys);
       else
-        softmax.Group<kBf16, true>(r, block, scratch.logits[r], scratch.weights[r], [] {});
+        softmax.Group<kBf16, true>(r, block, scratch.logits[r], scratch.weights[r], kTileKeys);
     }
     const auto* weights = kBf16 ? (const uint32_t*)scratch.weights : (const uint32_t*)scratch.logits;
     constexpr int64_t kUnits = kTileKeys / Sizes<T>::kNumbers;
