@@ -21,6 +21,7 @@ struct V {
   static void StoreN(float* p, F x, int64_t n) { _mm256_maskstore_ps(p, Mask(n), x); }
   static F Add(F a, F b) { return _mm256_add_ps(a, b); }
   static F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F Sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F Max(F a, F b) { return _mm256_max_ps(a, b); }
   static F Min(F a, F b) { return _mm256_min_ps(a, b); }
   static F Fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
@@ -44,9 +45,9 @@ struct V {
 }  // namespace
 
 const FeatureKernels& FeaturesAvx2() {
-  static constexpr FeatureKernels kKernels = {"avx2",     Target::kAvx2, SquareRows, SquareColumns,
-                                              EvenPowers, Product,       RowDots,    RowSums,
-                                              ScanStep,   Exp,           RankOne,    TripleSums};
+  static constexpr FeatureKernels kKernels = {"avx2",    Target::kAvx2, SquareRows, SquareColumns, EvenPowers,
+                                              Product,   RowDots,       RowSums,    ScanStep,      Exp,
+                                              LayerNorm, RankOne,       TripleSums};
   return kKernels;
 }
 

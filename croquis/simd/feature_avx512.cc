@@ -19,6 +19,7 @@ struct V {
   static void StoreN(float* p, F x, int64_t n) { _mm512_mask_storeu_ps(p, Mask(n), x); }
   static F Add(F a, F b) { return _mm512_add_ps(a, b); }
   static F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F Max(F a, F b) { return _mm512_max_ps(a, b); }
   static F Min(F a, F b) { return _mm512_min_ps(a, b); }
   static F Fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
@@ -35,9 +36,9 @@ struct V {
 }  // namespace
 
 const FeatureKernels& FeaturesAvx512() {
-  static constexpr FeatureKernels kKernels = {"avx512", Target::kAvx512, SquareRows, SquareColumns, EvenPowers,
-                                              Product,  RowDots,         RowSums,    ScanStep,      Exp,
-                                              RankOne,  TripleSums};
+  static constexpr FeatureKernels kKernels = {"avx512",  Target::kAvx512, SquareRows, SquareColumns, EvenPowers,
+                                              Product,   RowDots,         RowSums,    ScanStep,      Exp,
+                                              LayerNorm, RankOne,         TripleSums};
   return kKernels;
 }
 

@@ -135,6 +135,26 @@ void Exp(float* x, int64_t n) {
   if (i < n) V::StoreN(x + i, ExpOf(V::LoadN(x + i, n - i)), n - i);
 }
 
+void LayerNorm(float* x, int64_t rows, int64_t n, float eps, float factor) {
+  const int64_t whole = n / kW * kW;
+  for (int64_t r = 0; r < rows; ++r, x += n) {
+    F sum = V::Zero(), squares = V::Zero();
+    for (int64_t i = 0; i < whole; i += kW) sum = V::Add(sum, V::Load(x + i));
+    if (whole < n) sum = V::Add(sum, V::LoadN(x + whole, n - whole));
+    const float mean = V::Sum(sum) / float(n);
+    for (int64_t i = 0; i < whole; i += kW) {
+      const F d = V::Sub(V::Load(x + i), V::Set(mean));
+      squares = V::Fma(d, d, squares);
+    }
+    float rest = 0;
+    for (int64_t i = whole; i < n; ++i) rest += (x[i] - mean) * (x[i] - mean);
+    const float scale = factor / __builtin_sqrtf((V::Sum(squares) + rest) / float(n) + eps);
+    for (int64_t i = 0; i < whole; i += kW)
+      V::Store(x + i, V::Mul(V::Sub(V::Load(x + i), V::Set(mean)), V::Set(scale)));
+    for (int64_t i = whole; i < n; ++i) x[i] = (x[i] - mean) * scale;
+  }
+}
+
 void RankOne(const float* u, int64_t features, const float* v, int64_t n, float* a) {
   for (int64_t f = 0; f < features; ++f, a += n) {
     const F w = V::Set(u[f]);

@@ -38,6 +38,8 @@ struct FeatureKernels {
   void (*scan_step)(float* x, float* carry, int64_t n);
   // x = e^x in place, relative error below 3e-7; 0 below -87, e^88 from 88 on.
   void (*exp)(float* x, int64_t n);
+  // Each row of x [rows, n], without gaps: x = factor * (x - mean) / sqrt(variance + eps).
+  void (*layer_norm)(float* x, int64_t rows, int64_t n, float eps, float factor);
   // a[f][i] += u[f] v[i], a [features, n] without gaps.
   void (*rank_one)(const float* u, int64_t features, const float* v, int64_t n, float* a);
   // out[i] += sum_f u[f] a[f][i] b[f][i], both [features, n] without gaps.

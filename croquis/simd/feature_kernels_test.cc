@@ -117,6 +117,26 @@ TEST_P(FeatureKernelsTest, Exponentials) {
   }
 }
 
+TEST_P(FeatureKernelsTest, LayerNorm) {
+  for (const int64_t n : {1, 7, 16, 33, 128}) {
+    const int64_t rows = 3;
+    std::vector<float> x = Gaussians(rows * n + 1, uint64_t(n));
+    for (int64_t i = 0; i < rows * n; ++i) x[size_t(i)] = 5 + 2 * x[size_t(i)];
+    x.back() = kGuard;
+    const std::vector<float> before = x;
+    kernels().layer_norm(x.data(), rows, n, 1e-5f, .5f);
+    EXPECT_EQ(x.back(), kGuard);
+    for (int64_t r = 0; r < rows; ++r) {
+      double mean = 0, variance = 0;
+      for (int64_t i = 0; i < n; ++i) mean += double(before[size_t(r * n + i)]) / double(n);
+      for (int64_t i = 0; i < n; ++i) variance += std::pow(double(before[size_t(r * n + i)]) - mean, 2) / double(n);
+      for (int64_t i = 0; i < n; ++i)
+        EXPECT_NEAR(x[size_t(r * n + i)], .5 * (double(before[size_t(r * n + i)]) - mean) / std::sqrt(variance + 1e-5),
+                    n == 1 ? 0 : 1e-5);
+    }
+  }
+}
+
 TEST_P(FeatureKernelsTest, RankOneAndTripleSums) {
   for (const int64_t n : {1, 16, 33, 64, 130}) {
     const int64_t features = 11;

@@ -73,6 +73,15 @@ void Exp(float* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = x[i] < -87.f ? 0.f : std::exp(std::fmin(x[i], 88.f));
 }
 
+void LayerNorm(float* x, int64_t rows, int64_t n, float eps, float factor) {
+  for (int64_t r = 0; r < rows; ++r, x += n) {
+    const float mean = Sum(n, [&](int64_t i) { return x[i]; }) / float(n);
+    const float variance = Sum(n, [&](int64_t i) { return (x[i] - mean) * (x[i] - mean); }) / float(n);
+    const float scale = factor / std::sqrt(variance + eps);
+    for (int64_t i = 0; i < n; ++i) x[i] = (x[i] - mean) * scale;
+  }
+}
+
 void RankOne(const float* u, int64_t features, const float* v, int64_t n, float* a) {
   for (int64_t f = 0; f < features; ++f, a += n)
     for (int64_t i = 0; i < n; ++i) a[i] += u[f] * v[i];
@@ -86,9 +95,9 @@ void TripleSums(const float* u, int64_t features, const float* a, const float* b
 }  // namespace
 
 const FeatureKernels& FeaturesScalar() {
-  static constexpr FeatureKernels kKernels = {"scalar", Target::kScalar, SquareRows, SquareColumns, EvenPowers,
-                                              Product,  RowDots,         RowSums,    ScanStep,      Exp,
-                                              RankOne,  TripleSums};
+  static constexpr FeatureKernels kKernels = {"scalar",  Target::kScalar, SquareRows, SquareColumns, EvenPowers,
+                                              Product,   RowDots,         RowSums,    ScanStep,      Exp,
+                                              LayerNorm, RankOne,         TripleSums};
   return kKernels;
 }
 

@@ -74,8 +74,13 @@ bool PolyTile::Finish(MatView<float> out, float* lse, const int64_t* sees) {
     const float mass = mass_[size_t(r)];
     const bool any = sees[r] > 0 && mass > 0;
     finite &= std::isfinite(mass);
-    const float scale = any ? 1 / mass : 0.f;
-    for (int64_t c = 0; c < value_dim_; ++c) out.Row(r)[c] = any ? sums_[size_t(r * value_dim_ + c)] * scale : 0.f;
+    const float scale = 1 / mass;
+    const float* const sums = sums_.data() + r * value_dim_;
+    float* const to = out.Row(r);
+    if (any)
+      for (int64_t c = 0; c < value_dim_; ++c) to[c] = sums[c] * scale;
+    else
+      std::fill_n(to, value_dim_, 0.f);
     if (lse != nullptr) lse[r] = any ? form_.Lse(mass) : kEmptyMax;
   }
   return finite;

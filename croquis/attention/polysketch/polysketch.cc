@@ -21,7 +21,7 @@ using polysketch::SketchKind;
 const ParamInfo kParams[] = {
     {"degree", "4", 2, 8, {}, "p, even: weights are <q, k>^p; sketches need a power of two"},
     {"r", "32", 1, 256, {}, "numbers of a sketch; a state has r (r + 1) / 2 rows"},
-    {"block", "256", 16, 1024, {}, "keys of a block, whose pairs are evaluated one by one under a causal mask"},
+    {"block", "128", 16, 1024, {}, "keys of a block, whose pairs are evaluated one by one under a causal mask"},
     {"mixed", "0", 0, 1, {}, "causal: exact weights within a block, sketched across blocks"},
     {"sketch", "gaussian", 0, 0, "gaussian|srht|none", "none: exact weights, through a state for degree 2 only"},
     {"normalise", "1", 0, 1, {}, "layer-normalise rows of q and k, and leave the scale out"},

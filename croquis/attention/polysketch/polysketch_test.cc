@@ -310,7 +310,7 @@ TEST(PolySketch, ErrorInTheNormOfTheTheorem) {
       errors.push_back(std::sqrt(squares) / double(n));
     }
     std::sort(errors.begin(), errors.end());
-    RecordProperty("r" + std::to_string(rank), std::to_string(errors[2]));
+    RecordProperty(std::string("r") + std::to_string(rank), std::to_string(errors[2]));
     EXPECT_NEAR(errors[2], want, .35 * want) << rank;  // one draw there, the median of five here
   }
 }
@@ -336,7 +336,7 @@ TEST(PolySketch, OutputErrorOnClusters) {
       }
       std::sort(errors.begin(), errors.end());
       const double expected = mixed ? row.mixed : row.sketch;
-      RecordProperty("r" + std::to_string(row.rank) + (mixed ? "_mixed" : "_sketch"), std::to_string(errors[2]));
+      RecordProperty(std::string("r") + std::to_string(row.rank) + (mixed ? "_mixed" : "_sketch"), std::to_string(errors[2]));
       EXPECT_LT(errors[2], 1.6 * expected) << row.rank << " " << mixed;
       EXPECT_GT(errors[2], expected / 2) << row.rank << " " << mixed;
     }
