@@ -78,14 +78,21 @@ void StreamingLeverage::CloseChunk() {
   else
     AdmitWeighted(Rows(first));
   Evict(first, below);
-  if (int64_t(pending_.size()) >= std::clamp<int64_t>(seen_ / 8, kChunk, kMostPending) * o_.dim) TakeInPending();
+  const int64_t most = WarmingUp() ? kMostPending : std::clamp<int64_t>(seen_ / 8, kChunk, kMostPending);
+  if (int64_t(pending_.size()) >= most * o_.dim) TakeInPending();
+}
+
+bool StreamingLeverage::WarmingUp() const {
+  return o_.p == 2 && (o_.top > 0 ? seen_ <= o_.top : double(seen_) * o_.eps <= double(o_.dim));
 }
 
 // p = 2: bounds of the last rows kept, against the factor as it is and themselves.
 void StreamingLeverage::Judge(MatView<const float> chunk, double below) {
   const std::span<double> bounds = std::span(bounds_).last(size_t(chunk.rows));
-  leverage_.UpperBounds(chunk, below < 1 ? below / (1 - below) : std::numeric_limits<double>::infinity(), bounds);
-  for (double& a : bounds) a = std::isinf(a) ? 1 : a / (1 + a);
+  if (!WarmingUp()) {
+    leverage_.UpperBounds(chunk, below < 1 ? below / (1 - below) : std::numeric_limits<double>::infinity(), bounds);
+    for (double& a : bounds) a = std::isinf(a) ? 1 : a / (1 + a);
+  }
   pending_.insert(pending_.end(), chunk.data, chunk.data + chunk.rows * o_.dim);
 }
 
@@ -138,6 +145,7 @@ void StreamingLeverage::RaiseRidge() {
 }
 
 void StreamingLeverage::SweepIfDue() {
+  if (WarmingUp()) return;
   const int64_t kept = int64_t(index_.size());
   if (o_.p > 2) {
     // A reduction costs kReweighings factorisations of all kept keys.

@@ -28,7 +28,8 @@ namespace croquis::attention::lev {
 //
 // Keys are taken in chunks of 64; those of a chunk not yet full are all kept. The factor takes chunks in by eights of
 // what it holds: a key is first judged against the keys before that, of which A has a form a = k^T A^-1 k and the key
-// itself makes a leverage of at most a / (1 + a). Against rounding, keys are dropped below eps (1 - Margin()) only.
+// itself makes a leverage of at most a / (1 + a). The first dim / eps keys (or `top`) are all kept: judging them could
+// hardly drop any. Against rounding, keys are dropped below eps (1 - Margin()) only.
 // Not thread-safe. Takes any finite keys.
 class StreamingLeverage {
  public:
@@ -65,6 +66,7 @@ class StreamingLeverage {
 
  private:
   void CloseChunk();
+  bool WarmingUp() const;
   void Judge(MatView<const float> chunk, double below);
   void TakeInPending();
   void AdmitWeighted(MatView<const float> chunk);
