@@ -336,7 +336,8 @@ TEST(PolySketch, OutputErrorOnClusters) {
       }
       std::sort(errors.begin(), errors.end());
       const double expected = mixed ? row.mixed : row.sketch;
-      RecordProperty(std::string("r") + std::to_string(row.rank) + (mixed ? "_mixed" : "_sketch"), std::to_string(errors[2]));
+      RecordProperty(std::string("r") + std::to_string(row.rank) + (mixed ? "_mixed" : "_sketch"),
+                     std::to_string(errors[2]));
       EXPECT_LT(errors[2], 1.6 * expected) << row.rank << " " << mixed;
       EXPECT_GT(errors[2], expected / 2) << row.rank << " " << mixed;
     }

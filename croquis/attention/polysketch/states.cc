@@ -12,9 +12,11 @@ namespace {
 // scan, and are read in parallel. A wave's states stay in cache whatever the length, so the time a token takes does
 // not depend on it, and no product is done twice (a scan over all blocks with few carries would add every key twice).
 constexpr int64_t kWave = 16;
-constexpr int64_t kQueryRows = 256;                  // rows of a task
-constexpr int64_t kScanFloats = 1 << 14;             // numbers of a task of the scan
-constexpr int64_t kRoundBytes = int64_t{256} << 20;  // of states of kv heads taken together
+constexpr int64_t kQueryRows = 256;       // rows of a task
+constexpr int64_t kScanFloats = 1 << 14;  // numbers of a task of the scan
+// Of states of kv heads taken together. More tasks at a time, but states that leave the second cache, cost 10 % with
+// 8 heads on 2 cores.
+constexpr int64_t kRoundBytes = int64_t{4} << 20;
 
 struct Job {
   int64_t block, first, rows;  // queries first .. first + rows; block -1: all keys are in the state
