@@ -123,16 +123,32 @@ struct Strip {
   const std::byte* Tile(int64_t step, int part) const { return at + (step * parts + part) * kTile; }
 };
 
+// Asks for what is read next, a few lines at a step: all at once they would stall.
+class Ahead {
+ public:
+  Ahead(const std::byte* next, size_t bytes, int64_t times)
+      : at_(next), end_(next + bytes), lines_(Up(Up(int64_t(bytes), 64), times)) {}
+  void Step() {
+    for (int64_t i = 0; i < lines_ && at_ < end_; ++i, at_ += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
+  }
+
+ private:
+  const std::byte *at_, *end_;
+  int64_t lines_;
+};
+
 // Sums 2 x 2 tiles (A strips a0, a1; B strips b0, b1) into c [2][2][16][16]; kA, kB: 1 leaves out the second of a pair.
 // page_is_a: whether the page's numbers are A.
 template <int kParts, bool kPageIsA, int kA, int kB>
-inline void Block(const Strip (&a)[2], const Strip (&b)[2], int64_t steps, float* c) {
+inline void Block(const Strip (&a)[2], const Strip (&b)[2], int64_t steps, Ahead& ahead, float* c) {
   ZeroTile<0>();
   if (kB > 1) ZeroTile<1>();
   if (kA > 1) ZeroTile<2>();
   if (kA > 1 && kB > 1) ZeroTile<3>();
   // All products of a step while its tiles are in the first cache.
   for (int64_t s = 0; s < steps; ++s) {
+    ahead.Step();
     int held = -1;  // part of the page that is loaded
     for (const Pair pair : Pairs<kParts>::kAll) {
       const int pa = kPageIsA ? pair.page : pair.other, pb = kPageIsA ? pair.other : pair.page;
@@ -160,7 +176,8 @@ inline void Block(const Strip (&a)[2], const Strip (&b)[2], int64_t steps, float
 // All blocks of `a_tiles` x `b_tiles`; use(a tile, b tile, sums [16][16]).
 template <int kParts, bool kPageIsA, class Use>
 inline void AllBlocks(const std::byte* a, int64_t a_tiles, const std::byte* b, int64_t b_tiles, int64_t steps,
-                      const Use& use) {
+                      const std::byte* next, size_t next_bytes, const Use& use) {
+  Ahead ahead(next, next_bytes, Up(a_tiles, 2) * Up(b_tiles, 2) * steps);
   alignas(64) float c[4 * 256];
   constexpr int kAParts = kPageIsA ? kParts : kQueryParts, kBParts = kPageIsA ? kQueryParts : kParts;
   const int64_t a_strip = steps * kAParts * kTile, b_strip = steps * kBParts * kTile;
@@ -170,13 +187,13 @@ inline void AllBlocks(const std::byte* a, int64_t a_tiles, const std::byte* b, i
       const Strip as[2] = {{a + i * a_strip, kAParts}, {a + (i + 1) * a_strip, kAParts}};
       const Strip bs[2] = {{b + j * b_strip, kBParts}, {b + (j + 1) * b_strip, kBParts}};
       if (two_a && two_b)
-        Block<kParts, kPageIsA, 2, 2>(as, bs, steps, c);
+        Block<kParts, kPageIsA, 2, 2>(as, bs, steps, ahead, c);
       else if (two_a)
-        Block<kParts, kPageIsA, 2, 1>(as, bs, steps, c);
+        Block<kParts, kPageIsA, 2, 1>(as, bs, steps, ahead, c);
       else if (two_b)
-        Block<kParts, kPageIsA, 1, 2>(as, bs, steps, c);
+        Block<kParts, kPageIsA, 1, 2>(as, bs, steps, ahead, c);
       else
-        Block<kParts, kPageIsA, 1, 1>(as, bs, steps, c);
+        Block<kParts, kPageIsA, 1, 1>(as, bs, steps, ahead, c);
       use(i, j, c);
       if (two_b) use(i, j + 1, c + 256);
       if (two_a) use(i + 1, j, c + 512);
@@ -218,8 +235,8 @@ void Prepare(MatView<const float> q, std::byte* query) {
 }
 
 template <class K>
-void ScorePage(const std::byte* k, const std::byte* query, int64_t rows, int64_t dim, float* logits,
-               std::byte* scratch) {
+void ScorePage(const std::byte* k, const std::byte* query, int64_t rows, int64_t dim, const std::byte* next,
+               size_t next_bytes, float* logits, std::byte* scratch) {
   const int64_t steps = Up(dim, kInner);
   for (int64_t t = 0; t < kTokens; ++t) {
     const std::byte* x = k + t * dim * K::kBytes;
@@ -232,7 +249,7 @@ void ScorePage(const std::byte* k, const std::byte* query, int64_t rows, int64_t
     }
   }
   const Tiles tiles(kShape);
-  AllBlocks<K::kParts, true>(scratch, kTokens / 16, query, Up(rows, kRowTile), steps,
+  AllBlocks<K::kParts, true>(scratch, kTokens / 16, query, Up(rows, kRowTile), steps, next, next_bytes,
                              [&](int64_t token_tile, int64_t row_tile, const float* c) {
                                __m512 x[16];
 #pragma GCC unroll 16
@@ -246,7 +263,8 @@ void ScorePage(const std::byte* k, const std::byte* query, int64_t rows, int64_t
 }
 
 template <class K>
-void AccumulatePage(const std::byte* v, const float* p, const float* p_scale, MatView<float> acc, std::byte* scratch) {
+void AccumulatePage(const std::byte* v, const float* p, const float* p_scale, const std::byte* next, size_t next_bytes,
+                    MatView<float> acc, std::byte* scratch) {
   constexpr int64_t kSteps = kTokens / kInner;
   const int64_t dim = acc.cols, dim_tiles = Up(dim, 16), row_tiles = Up(acc.rows, kRowTile);
   for (int64_t t = 0; t < kTokens; t += 2) {
@@ -270,41 +288,42 @@ void AccumulatePage(const std::byte* v, const float* p, const float* p_scale, Ma
       for (int part = 0; part < kQueryParts; ++part) _mm512_store_si512(to + part * kTile, TakeRow(a, b));
     }
   const Tiles tiles(kShape);
-  AllBlocks<K::kParts, false>(
-      weights, row_tiles, scratch, dim_tiles, kSteps, [&](int64_t row_tile, int64_t dim_tile, const float* c) {
-        const __mmask16 mask = First(dim - dim_tile * 16);
-        const int64_t n = Min(16, acc.rows - row_tile * 16);
-        for (int64_t i = 0; i < n; ++i) {
-          const int64_t r = row_tile * 16 + i;
-          float* to = acc.data + r * acc.stride + dim_tile * 16;
-          const __m512 sum =
-              _mm512_fmadd_ps(_mm512_load_ps(c + 16 * i), _mm512_set1_ps(p_scale[r]), _mm512_maskz_loadu_ps(mask, to));
-          _mm512_mask_storeu_ps(to, mask, sum);
-        }
-      });
+  AllBlocks<K::kParts, false>(weights, row_tiles, scratch, dim_tiles, kSteps, next, next_bytes,
+                              [&](int64_t row_tile, int64_t dim_tile, const float* c) {
+                                const __mmask16 mask = First(dim - dim_tile * 16);
+                                const int64_t n = Min(16, acc.rows - row_tile * 16);
+                                for (int64_t i = 0; i < n; ++i) {
+                                  const int64_t r = row_tile * 16 + i;
+                                  float* to = acc.data + r * acc.stride + dim_tile * 16;
+                                  const __m512 sum =
+                                      _mm512_fmadd_ps(_mm512_load_ps(c + 16 * i), _mm512_set1_ps(p_scale[r]),
+                                                      _mm512_maskz_loadu_ps(mask, to));
+                                  _mm512_mask_storeu_ps(to, mask, sum);
+                                }
+                              });
 }
 
-void Score(RowType type, const std::byte* k, const std::byte* query, int64_t rows, int64_t dim, float* logits,
-           std::byte* scratch) {
+void Score(RowType type, const std::byte* k, const std::byte* query, int64_t rows, int64_t dim, const std::byte* next,
+           size_t next_bytes, float* logits, std::byte* scratch) {
   switch (type) {
     case RowType::kF32:
-      return ScorePage<F32Row>(k, query, rows, dim, logits, scratch);
+      return ScorePage<F32Row>(k, query, rows, dim, next, next_bytes, logits, scratch);
     case RowType::kF16:
-      return ScorePage<F16Row>(k, query, rows, dim, logits, scratch);
+      return ScorePage<F16Row>(k, query, rows, dim, next, next_bytes, logits, scratch);
     case RowType::kBf16:
-      return ScorePage<Bf16Row>(k, query, rows, dim, logits, scratch);
+      return ScorePage<Bf16Row>(k, query, rows, dim, next, next_bytes, logits, scratch);
   }
 }
 
-void Accumulate(RowType type, const std::byte* v, const float* p, const float* p_scale, MatView<float> acc,
-                std::byte* scratch) {
+void Accumulate(RowType type, const std::byte* v, const float* p, const float* p_scale, const std::byte* next,
+                size_t next_bytes, MatView<float> acc, std::byte* scratch) {
   switch (type) {
     case RowType::kF32:
-      return AccumulatePage<F32Row>(v, p, p_scale, acc, scratch);
+      return AccumulatePage<F32Row>(v, p, p_scale, next, next_bytes, acc, scratch);
     case RowType::kF16:
-      return AccumulatePage<F16Row>(v, p, p_scale, acc, scratch);
+      return AccumulatePage<F16Row>(v, p, p_scale, next, next_bytes, acc, scratch);
     case RowType::kBf16:
-      return AccumulatePage<Bf16Row>(v, p, p_scale, acc, scratch);
+      return AccumulatePage<Bf16Row>(v, p, p_scale, next, next_bytes, acc, scratch);
   }
 }
 

@@ -23,12 +23,13 @@ struct SplitKernels {
   size_t (*scratch_bytes)(int64_t rows, int64_t dim);
   // q: [rows, dim] f32, already scaled.
   void (*prepare)(MatView<const float> q, std::byte* query);
-  // logits[row * 128 + t] = <q[row], k[t]> for all 128 rows of the page.
-  void (*score)(RowType type, const std::byte* k, const std::byte* query, int64_t rows, int64_t dim, float* logits,
-                std::byte* scratch);
+  // logits[row * 128 + t] = <q[row], k[t]> for all 128 rows of the page. `next` (may be null) points at `next_bytes`
+  // bytes that are read next; they are prefetched meanwhile.
+  void (*score)(RowType type, const std::byte* k, const std::byte* query, int64_t rows, int64_t dim,
+                const std::byte* next, size_t next_bytes, float* logits, std::byte* scratch);
   // acc[row][i] += p_scale[row] * sum_t p[row * 128 + t] * v[t][i].
-  void (*accumulate)(RowType type, const std::byte* v, const float* p, const float* p_scale, MatView<float> acc,
-                     std::byte* scratch);
+  void (*accumulate)(RowType type, const std::byte* v, const float* p, const float* p_scale, const std::byte* next,
+                     size_t next_bytes, MatView<float> acc, std::byte* scratch);
 };
 
 // Those of a target (of the active one), or null where it has no such tiles.

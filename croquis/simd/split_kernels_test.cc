@@ -60,7 +60,8 @@ TEST(SplitKernels, ScoreIsExactToF32) {
           for (size_t i = 0; i < q.size(); ++i) q[i] = random.Gaussian(i);
           Buffer query(kernels->query_bytes(rows, dim)), scratch(kernels->scratch_bytes(rows, dim));
           kernels->prepare({q.data(), rows, dim, stride}, query.data());
-          kernels->score(type, page.bytes.data(), query.data(), rows, dim, logits.data(), scratch.data());
+          kernels->score(type, page.bytes.data(), query.data(), rows, dim, page.bytes.data(), page.bytes.size(),
+                         logits.data(), scratch.data());
           for (int64_t r = 0; r < rows; ++r)
             for (int64_t t = 0; t < kTokens; ++t) {
               double want = 0, size = 0;
@@ -93,8 +94,8 @@ TEST(SplitKernels, AccumulateIsExactToF32) {
           const std::vector<float> before = acc;
           Buffer scratch(kernels->scratch_bytes(rows, dim));
           const PageScope scope;  // as pages are read in attention
-          kernels->accumulate(type, page.bytes.data(), p.data(), scale.data(), {acc.data(), rows, dim, stride},
-                              scratch.data());
+          kernels->accumulate(type, page.bytes.data(), p.data(), scale.data(), nullptr, 0,
+                              {acc.data(), rows, dim, stride}, scratch.data());
           for (int64_t r = 0; r < rows; ++r) {
             for (int64_t i = 0; i < dim; ++i) {
               const auto at = size_t(r * stride + i);
