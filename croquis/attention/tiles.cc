@@ -6,7 +6,7 @@
 #include <numbers>
 
 #include "croquis/base/check.h"
-#include "croquis/base/dtype.h"
+#include "croquis/simd/row_kernels.h"
 
 namespace croquis::attention {
 namespace {
@@ -16,17 +16,7 @@ constexpr float kLn2 = std::numbers::ln2_v<float>;
 
 }  // namespace
 
-void RowsView::Read(int64_t r, float* out) const {
-  const std::byte* from = Row(r);
-  for (int64_t i = 0; i < dim; ++i) {
-    if (type == simd::RowType::kF32) {
-      out[i] = reinterpret_cast<const float*>(from)[i];
-    } else {
-      const uint16_t bits = reinterpret_cast<const uint16_t*>(from)[i];
-      out[i] = type == simd::RowType::kF16 ? F16ToFloat(bits) : Bf16ToFloat(bits);
-    }
-  }
-}
+void RowsView::Read(int64_t r, float* out) const { simd::RowLoops().widen(type, Row(r), stride, nullptr, 1, dim, out); }
 
 double Problem::Pairs() const {
   double pairs = 0;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "croquis/simd/dense_kernels.h"
+#include "croquis/simd/row_kernels.h"
 
 namespace croquis::attention::hyper {
 namespace {
@@ -155,17 +156,24 @@ void Engine::Windows(const Tile& t, std::span<const uint16_t> codes, Worker& w) 
   const Segment& s = *t.segment;
   const int64_t m = s.sorted(), blocks = (m + s.block - 1) / s.block, each = (s.rows.size() + blocks - 1) / blocks;
   const bool by_rank = options_.match == Match::kRank, whole_cells = options_.residual == Residual::kMoment;
+  // Where residuals are cells windows consist of whole ones: the nearest, and at least that in the middle.
+  const auto whole = [&](Range x) {
+    if (!whole_cells || x.size() == 0) return x;
+    Range cells{(x.first + s.cell / 2) / s.cell, (x.last + s.cell / 2) / s.cell};
+    if (cells.size() == 0) cells.first = (x.first + x.last) / 2 / s.cell, cells.last = cells.first + 1;
+    return Range{cells.first * s.cell, std::min(m, cells.last * s.cell)};
+  };
   Range shared{m, 0};
   for (int64_t r = 0; r < t.rows; ++r) {
-    Range& window = w.windows[size_t(r)];
     const int64_t block = (t.first + r) / each;
-    window =
+    w.windows[size_t(r)] =
         by_rank ? Range{block * s.block, std::min(m, (block + 1) * s.block)} : index_.CodeWindow(s, codes[size_t(r)]);
-    if (whole_cells && window.size() > 0)
-      window = {window.first / s.cell * s.cell, std::min(m, (window.last + s.cell - 1) / s.cell * s.cell)};
-    shared = {std::min(shared.first, window.first), std::max(shared.last, window.last)};
+    shared = {std::min(shared.first, w.windows[size_t(r)].first), std::max(shared.last, w.windows[size_t(r)].last)};
   }
-  if (!options_.strict && !by_rank) std::fill_n(w.windows.begin(), t.rows, shared);
+  if (!options_.strict && !by_rank)
+    std::fill_n(w.windows.begin(), t.rows, whole(shared));
+  else
+    for (int64_t r = 0; r < t.rows; ++r) w.windows[size_t(r)] = whole(w.windows[size_t(r)]);
 }
 
 // Rows of a tile against slots [base, base + n) of a set, those in w.visible (relative to base) or those outside of it.
@@ -345,8 +353,7 @@ void Engine::FinishTile(const Tile& t, int64_t kv, Worker& w) {
           double(problem_.scale) * double(problem_.scale) * double(index_.RowSquare(t.g, t.first + r)) * slope.spread;
       const double cut = variance <= 2 * slope.entropy ? 1 : std::sqrt(2 * slope.entropy / variance);
       const float weight = deviation_[state] * problem_.scale * float(cut);
-      const float* const along = w.steps.data() + r * width;
-      for (size_t i = 0; i < out.size(); ++i) out[i] += weight * along[i];
+      simd::RowLoops().add_scaled(w.steps.data() + r * width, width, weight, 1, out.data());
     }
     const float lse = Finalize({max_[state], mass_[state], out}, out);
     if (output_.lse != nullptr) output_.lse[h * problem_.q.rows + t.first + r] = lse;

@@ -1,10 +1,10 @@
 #include "croquis/attention/hyper/hash.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 
 #include "croquis/simd/dense_kernels.h"
+#include "croquis/simd/row_kernels.h"
 
 namespace croquis::attention::hyper {
 namespace {
@@ -49,39 +49,22 @@ std::vector<float> Covariance(const RowsView& k, Range keys) {
 
 }  // namespace
 
-void ReadRows(const RowsView& from, int64_t first, int64_t n, float* to) {
-  for (int64_t r = 0; r < n; ++r, to += from.dim) {
-    const std::byte* const row = from.Row(first + r);
-    if (from.type == simd::RowType::kF32) {
-      std::copy_n(reinterpret_cast<const float*>(row), from.dim, to);
-    } else if (from.type == simd::RowType::kBf16) {
-      const auto* const x = reinterpret_cast<const uint16_t*>(row);
-      for (int64_t i = 0; i < from.dim; ++i) to[i] = std::bit_cast<float>(uint32_t(x[i]) << 16);
-    } else {
-      from.Read(first + r, to);
-    }
+std::vector<uint16_t> RankTable(int bits) {
+  std::vector<uint16_t> table(size_t(1) << bits);
+  for (uint32_t signs = 0; signs < table.size(); ++signs) {
+    uint32_t code = 0;
+    for (int t = 0; t < bits; ++t) code = code * 2 + (signs >> t & 1);
+    table[signs] = uint16_t(GrayRank(code));
   }
+  return table;
 }
 
-void AddRows(const RowsView& from, std::span<const int32_t> index, float* buffer, float* sum) {
-  const int64_t dim = from.dim;
-  size_t at = 0;
-  if (from.type == simd::RowType::kBf16) {
-    const auto row = [&](size_t i) { return reinterpret_cast<const uint16_t*>(from.Row(index[i])); };
-    const auto wide = [](uint16_t x) { return std::bit_cast<float>(uint32_t(x) << 16); };
-    for (; at + 4 <= index.size(); at += 4) {  // four at once: the sums are read and written less often
-      const uint16_t *a = row(at), *b = row(at + 1), *c = row(at + 2), *d = row(at + 3);
-      for (int64_t i = 0; i < dim; ++i) sum[i] += (wide(a[i]) + wide(b[i])) + (wide(c[i]) + wide(d[i]));
-    }
-  }
-  for (; at < index.size(); ++at) {
-    const float* x = buffer;
-    if (from.type == simd::RowType::kF32)
-      x = reinterpret_cast<const float*>(from.Row(index[at]));
-    else
-      ReadRows(from, index[at], 1, buffer);
-    simd::Dense().add(x, dim, sum);
-  }
+void ReadRows(const RowsView& from, int64_t first, int64_t n, float* to) {
+  simd::RowLoops().widen(from.type, from.Row(first), from.stride, nullptr, n, from.dim, to);
+}
+
+void AddRows(const RowsView& from, std::span<const int32_t> index, float* sum) {
+  simd::RowLoops().add_rows(from.type, from.data, from.stride, index.data(), int64_t(index.size()), from.dim, sum);
 }
 
 std::vector<float> RandomDirections(int64_t dim, const Stream& random) {

@@ -19,17 +19,14 @@ constexpr uint32_t GrayRank(uint32_t code) {
   return code;
 }
 
-// The rank of the hash of a row with projections z: bit t, from the highest of `bits` down, is z[t] > threshold[t].
-inline uint32_t HashRank(const float* z, const float* threshold, int bits) {
-  uint32_t code = 0;
-  for (int t = 0; t < bits; ++t) code = code * 2 + uint32_t(z[t] > threshold[t]);
-  return GrayRank(code);
-}
+// Ranks of hashes of `bits` bits by the signs they are made of: bit t of the place in the table is the sign of
+// projection t, and projection 0 is the highest bit of the code.
+std::vector<uint16_t> RankTable(int bits);
 
 // Rows first .. first + n of `from` in f32, [n, dim] without gaps.
 void ReadRows(const RowsView& from, int64_t first, int64_t n, float* to);
-// sum[dim] += rows index[..] of `from`. buffer: [dim].
-void AddRows(const RowsView& from, std::span<const int32_t> index, float* buffer, float* sum);
+// sum[dim] += rows index[..] of `from`.
+void AddRows(const RowsView& from, std::span<const int32_t> index, float* sum);
 
 // Directions are the columns of a [dim, kDirections] matrix.
 std::vector<float> RandomDirections(int64_t dim, const Stream& random);

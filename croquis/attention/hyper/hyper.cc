@@ -12,7 +12,7 @@ constexpr int64_t kManyKeys = int64_t(1) << 30;
 constexpr ParamInfo kParams[] = {
     {"variant", "v2", 0, 0, "v2|paper", "v2: centred principal hashes, global keys, moments; paper: as published"},
     {"block", "0", 0, kManyKeys, {}, "keys of a window; 0: 128, 256 for paper"},
-    {"samples", "0", 0, kManyKeys, {}, "cells or samples of the residual; 0: about 3 sqrt(n), 256 for paper"},
+    {"samples", "0", 0, kManyKeys, {}, "cells or samples of the residual; 0: 128 or sqrt(n), 256 for paper"},
     {"hash_bits", "0", 0, kDirections, {}, "bits of a hash; 0: by length, 7 for paper"},
     {"min_length", "2048", 16, kManyKeys, {}, "so many keys or fewer are attended exactly"},
     {"global", "64", 0, 4096, {}, "v2: keys every query meets exactly: sinks, along the mean query, far from the mean"},

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "croquis/simd/dense_kernels.h"
+#include "croquis/simd/row_kernels.h"
 
 namespace croquis::attention::hyper {
 namespace {
@@ -13,15 +14,6 @@ constexpr int64_t kSinks = 4;         // first keys of the sequence, which are a
 constexpr uint16_t kGlobal = 0xFFFF;  // in place of a code
 constexpr int64_t kMostHeads = 15;    // of a group, whose mean queries are looked at
 constexpr uint64_t kPurpose = Purpose("attention.hyper.directions");
-
-float Square(std::span<const float> x) {
-  float sum[8] = {};
-  size_t i = 0;
-  for (; i + 8 <= x.size(); i += 8)
-    for (size_t c = 0; c < 8; ++c) sum[c] += x[i + c] * x[i + c];
-  for (; i < x.size(); ++i) sum[0] += x[i] * x[i];
-  return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-}
 
 }  // namespace
 
@@ -51,6 +43,9 @@ Index::Index(const Problem& problem, const Options& options, const Plan& plan)
   if (scores > 0) key_score_.resize(keys), key_distance_.resize(keys);
   chunk_sums_.resize(chunks), by_score_.resize(chunks), by_distance_.resize(chunks), counts_.resize(chunks);
   for (size_t i = 0; i < chunks; ++i) counts_[i].resize(size_t(1) << segments_[size_t(chunks_[i].segment)]->bits);
+  rank_tables_.resize(kDirections + 1);
+  for (const Segment* s : segments_)
+    if (rank_tables_[size_t(s->bits)].empty()) rank_tables_[size_t(s->bits)] = RankTable(s->bits);
   thresholds_.assign(segments_.size(), std::vector<std::array<float, kWidth>>(size_t(1 + problem.Group())));
   globals_.resize(segments_.size());
   key_code_.resize(size_t(plan.keys));
@@ -119,8 +114,8 @@ void Index::MakeProbes(Executor& executor, int64_t kv) {
     const int64_t n = std::min<int64_t>(1024, rows.size());
     std::vector<int32_t> sample(static_cast<size_t>(n));
     for (int64_t s = 0; s < n; ++s) sample[size_t(s)] = int32_t(rows.first + s * rows.size() / n);
-    std::vector<float> buffer(static_cast<size_t>(dim)), sum(buffer.size());
-    AddRows(from, sample, buffer.data(), sum.data());
+    std::vector<float> sum(static_cast<size_t>(dim));
+    AddRows(from, sample, sum.data());
     for (int64_t i = 0; i < dim && n > 0; ++i)
       key_probes_[size_t(i * key_width_ + kDirections + c)] = sum[size_t(i)] / float(n);
   });
@@ -143,7 +138,7 @@ void Index::Project(Executor& executor, int64_t kv) {
       rows = buffers[size_t(worker)].data(), stride = dim;
     }
     float* const squares = key ? key_square_.data() + first : row_square_.data() + g * from.rows + first;
-    for (int64_t r = 0; r < n; ++r) squares[r] = Square({rows + r * stride, size_t(dim)});
+    simd::RowLoops().squares(rows, stride, n, dim, squares);
     const int64_t width = key ? key_width_ : kWidth;
     float* const to = key ? key_projection_.Row(first) : row_projection_.Row(g * from.rows + first);
     std::fill_n(to, n * width, 0.f);
@@ -260,25 +255,24 @@ void Index::Hash(const Chunk& chunk, size_t at) {
   const bool key = chunk.g < 0;
   const Segment& s = *segments_[size_t(chunk.segment)];
   const float* const threshold = thresholds_[size_t(chunk.segment)][size_t(chunk.g + 1)].data();
+  const uint16_t* const ranks = rank_tables_[size_t(s.bits)].data();
+  const auto mask = uint16_t(rank_tables_[size_t(s.bits)].size() - 1);
   std::vector<uint32_t>& count = counts_[at];
   std::fill(count.begin(), count.end(), 0u);
-  if (!key) {
-    const float* z = row_projection_.Row(chunk.g * problem_.q.rows + chunk.first);
-    uint16_t* const code = row_hash_.data() + chunk.g * plan_.rows + s.row_at - s.rows.first;
-    for (int64_t r = chunk.first; r < chunk.last; ++r, z += kWidth)
-      ++count[code[r] = uint16_t(HashRank(z, threshold, s.bits))];
-    return;
-  }
+  const int64_t n = chunk.last - chunk.first;
+  uint16_t* const code = key ? key_code_.data() + s.key_at + chunk.first - s.keys.first
+                             : row_hash_.data() + chunk.g * plan_.rows + s.row_at + chunk.first - s.rows.first;
+  const float* const z =
+      key ? key_projection_.Row(chunk.first) : row_projection_.Row(chunk.g * problem_.q.rows + chunk.first);
+  simd::RowLoops().sign_bits(z, key ? key_width_ : kWidth, n, threshold, code);
+  for (int64_t r = 0; r < n; ++r) ++count[code[r] = ranks[code[r] & mask]];
+  if (!key) return;
   const std::vector<int32_t>& globals = globals_[size_t(chunk.segment)];
-  auto next = std::lower_bound(globals.begin(), globals.end(), int32_t(chunk.first));
-  const float* z = key_projection_.Row(chunk.first);
-  uint16_t* const code = key_code_.data() + s.key_at - s.keys.first;
-  for (int64_t r = chunk.first; r < chunk.last; ++r, z += key_width_) {
-    if (next != globals.end() && *next == r) {
-      code[r] = kGlobal, ++next;
-      continue;
-    }
-    ++count[code[r] = uint16_t(HashRank(z, threshold, s.bits))];
+  for (auto next = std::lower_bound(globals.begin(), globals.end(), int32_t(chunk.first));
+       next != globals.end() && *next < chunk.last; ++next) {
+    uint16_t& its = code[*next - chunk.first];
+    --count[its];
+    its = kGlobal;
   }
 }
 

@@ -73,6 +73,7 @@ class Index {
   std::vector<float> key_square_, row_square_, key_score_, key_distance_;
   std::vector<Sums> chunk_sums_;
   std::vector<std::vector<Candidate>> by_score_, by_distance_;      // best of each chunk
+  std::vector<std::vector<uint16_t>> rank_tables_;                  // by bits; empty where none has so many
   std::vector<std::vector<uint32_t>> counts_;                       // of codes in each chunk, then where to put them
   std::vector<std::vector<std::array<float, kWidth>>> thresholds_;  // of each segment: keys', then each head's
   std::vector<std::vector<int32_t>> globals_;                       // of each segment, ascending

@@ -145,8 +145,8 @@ void LevelKeys::PackCells(const Index& index, const Segment& s, int64_t block, c
     float* const value = scratch.values.data() + (cell - first) * width;
     const int64_t at = cell * s.cell, n = std::min(s.cell, s.sorted() - at);
     const auto members = order.subspan(size_t(s.SortedSlot() + at), size_t(n));
-    AddRows(k, members, scratch.row.data(), key);
-    AddRows(v, members, scratch.row.data(), value);
+    AddRows(k, members, key);
+    AddRows(v, members, value);
     double squares = 0;
     for (const int32_t member : members) squares += double(index.KeySquare(member));
     const float inverse = 1 / float(n);

@@ -67,9 +67,10 @@ class Planner {
     s.recent = p_.mask.causal ? std::min(o_.recent, n) : 0;
     s.globals = std::min(n, o_.globals + s.recent);
     const int64_t m = s.sorted();
-    // About sqrt(n) / 2 keys a cell, so that cells cost about what a window costs at any length.
+    // 128 cells, and more where they would hold more than sqrt(n) keys.
+    const double each = std::max(16., std::min(double(n) / 128, std::sqrt(double(n))));
     s.cell = o_.samples > 0 ? std::max<int64_t>(1, (m + o_.samples - 1) / o_.samples)
-                            : int64_t(std::bit_ceil(uint64_t(std::max(16., std::sqrt(double(n)) * .36))));
+                            : int64_t(std::bit_ceil(uint64_t(std::ceil(each))));
     const bool by_cells = o_.residual == Residual::kMoment || o_.residual == Residual::kStratified;
     const int64_t wanted = o_.samples > 0 ? o_.samples : (m + s.cell - 1) / s.cell;
     s.residuals = by_cells ? (m + s.cell - 1) / s.cell : o_.residual == Residual::kSinks ? std::min(wanted, n) : wanted;
