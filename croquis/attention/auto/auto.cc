@@ -22,7 +22,8 @@ constexpr ParamInfo kParams[] = {
      .real_max = 10},
     {"probes", "48", 32, 64, {}, "rows of each head computed exactly to measure the error"},
     {"try", "hyper", 0, 0, "hyper|lev|kdeformer", "the method that is tried before exact"},
-    {"min_length", "2048", 1, int64_t(1) << 30, {}, "with fewer keys everything is exact"},
+    {"min_length", "2048", 1, int64_t(1) << 30, {}, "so many keys or fewer are attended exactly"},
+    {"leaf", "0", 0, int64_t(1) << 30, {}, "hyper: its min_length, so many keys are exact within it; 0: its default"},
     kPrecisionParam};
 
 // Upper limit of a one-sided 90 % confidence interval of a mean.
@@ -40,7 +41,7 @@ class Auto final : public Method {
         exact_(std::move(exact)) {}
 
   Status Run(Executor& executor, const Problem& p, const Output& output, RunReport* report) const override {
-    if (eps_ == 0 || p.k.rows < spec_.Int("min_length") || p.q.rows < 2 * probes_) {
+    if (eps_ == 0 || p.k.rows <= spec_.Int("min_length") || p.q.rows < 2 * probes_) {
       report->chosen.assign(size_t(p.q.heads), "exact");
       return exact_->Run(executor, p, output, report);
     }
@@ -148,8 +149,13 @@ class Auto final : public Method {
 
 Result<std::unique_ptr<const Method>> MakeAuto(const Spec& spec, uint64_t seed) {
   const std::string precision = ":precision=" + std::string(spec.Word("precision"));
+  std::string candidate_text = std::string(spec.Word("try")) + precision;
+  if (const int64_t leaf = spec.Int("leaf"); leaf > 0) {
+    if (spec.Word("try") != "hyper") return InvalidArgument("auto: leaf is for try=hyper; leave it out");
+    candidate_text += ",min_length=" + std::to_string(leaf);
+  }
   CROQUIS_TRY(auto exact, Make("exact" + precision, seed));
-  CROQUIS_TRY(auto candidate, Make(std::string(spec.Word("try")) + precision, seed));
+  CROQUIS_TRY(auto candidate, Make(candidate_text, seed));
   return std::make_unique<Auto>(spec, seed, std::move(candidate), std::move(exact));
 }
 
