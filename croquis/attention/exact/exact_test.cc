@@ -41,6 +41,10 @@ TEST(ExactAttention, EqualsTheReferenceOnEveryTarget) {
       {.nq = 5, .nk = 257, .dim = 17, .value_dim = 33, .window = 3},
       {.nq = 200, .nk = 60, .dim = 64, .causal = true},  // the first 140 rows see nothing
       {.nq = 97, .nk = 97, .dim = 256, .value_dim = 40, .size = 2},
+      {.heads = 8, .kv_heads = 2, .nq = 9, .nk = 700, .dim = 64, .causal = true},   // tiles over the heads of a group
+      {.heads = 8, .kv_heads = 2, .nq = 2, .nk = 5000, .dim = 40, .causal = true},  // a few rows, three pieces
+      {.heads = 4, .kv_heads = 4, .nq = 3, .nk = 4200, .dim = 33, .causal = true, .window = 2100},
+      {.nq = 7, .nk = 4, .dim = 64, .causal = true},  // a few rows, three of which see nothing
   };
   for (const simd::Target target : simd::Reachable()) {
     SCOPED_TRACE(simd::Name(target));
@@ -54,6 +58,51 @@ TEST(ExactAttention, EqualsTheReferenceOnEveryTarget) {
     }
   }
   ASSERT_TRUE(simd::Force(""));
+}
+
+// Pieces and tiles are cut by the problem, not by the number of workers.
+TEST(ExactAttention, EveryNumberOfThreadsGivesTheSameBits) {
+  const Case cases[] = {
+      {.heads = 4, .kv_heads = 2, .nq = 700, .nk = 1300, .dim = 64, .causal = true},
+      {.heads = 4, .kv_heads = 2, .nq = 1, .nk = 9000, .dim = 64},
+  };
+  for (Case c : cases)
+    for (const simd::RowType type : {simd::RowType::kF32, simd::RowType::kBf16}) {
+      c.type = type;
+      const RandomProblem r(c);
+      const auto made = Make("exact");
+      ASSERT_TRUE(made);
+      Answer one(r.problem);
+      Executor single(1);
+      ASSERT_TRUE(attention::Run(single, **FindMethod("exact"), **made, r.problem, one.View()));
+      for (const int threads : {2, 3, 5}) {
+        Answer other(r.problem);
+        Executor executor(threads);
+        ASSERT_TRUE(attention::Run(executor, **FindMethod("exact"), **made, r.problem, other.View()));
+        EXPECT_EQ(one.out, other.out);
+        EXPECT_EQ(one.lse, other.lse);
+      }
+    }
+}
+
+// Keys out of sight are neither read into products nor packed: numbers there would make NaNs.
+TEST(ExactAttention, KeysOutsideTheWindowAreNotRead) {
+  for (const int64_t nq : {1, 5, 100}) {
+    RandomProblem r({.nq = nq, .nk = 900, .causal = true, .window = 64});
+    const int64_t hidden = 900 - nq - 63;  // keys before the first query's window
+    const Answer clean = [&] {
+      Answer a(r.problem);
+      Executor executor(1);
+      EXPECT_TRUE((*Make("exact"))->Run(executor, r.problem, a.View(), std::make_unique<RunReport>().get()));
+      return a;
+    }();
+    for (int64_t i = 0; i < hidden / 64 * 64 * 64; ++i) r.k.Set(i, 1e30f), r.v.Set(i, std::nanf(""));
+    Answer dirty(r.problem);
+    Executor executor(1);
+    RunReport report;
+    ASSERT_TRUE((*Make("exact"))->Run(executor, r.problem, dirty.View(), &report));
+    EXPECT_EQ(clean.out, dirty.out);
+  }
 }
 
 }  // namespace
