@@ -17,8 +17,8 @@ using tensor::Polynomial;
 using tensor::Series;
 
 constexpr int kMaxDegree = 16;
-constexpr int64_t kMaxRank = 8192;    // features; two states of 2 MiB a piece at 64 values
-constexpr int64_t kProbeKeys = 1024;  // rows that see no more are cheap enough to be probed
+constexpr int64_t kMaxRank = 8192;   // features; two states of 2 MiB a piece at 64 values
+constexpr int64_t kProbeKeys = 512;  // rows that see no more are cheap enough to be probed
 constexpr int64_t kProbes = 4;
 
 const ParamInfo kParams[] = {
