@@ -6,6 +6,7 @@
 #include "apps/progress.h"
 #include "croquis/codecs/codec.h"
 #include "croquis/codecs/measure.h"
+#include "croquis/kvcache/policies/policy.h"
 
 namespace croquis::apps {
 namespace {
@@ -56,14 +57,24 @@ Status List(const CodecsOptions& o, int threads) {
     rows.push_back(
         {{"codec", m->name}, {"summary", m->summary}, {"paper", m->paper}, {"params", ParamsJson(m->params)}});
   }
+  for (const kvcache::PolicyInfo* p : kvcache::Policies()) {
+    rows.push_back({{"codec", p->name},
+                    {"summary", p->summary},
+                    {"paper", p->paper},
+                    {"params", ParamsJson(p->params)},
+                    {"evicts", true}});
+  }
   if (o.common.json) {
     PrintRows(o.common, "codecs", threads, {}, rows);
     return {};
   }
-  for (const codecs::MethodInfo* m : codecs::Methods()) {
-    std::cout << m->name << ": " << m->summary << (m->paper.empty() ? "" : " (" + std::string(m->paper) + ")") << "\n";
-    std::cout << ParamLines(m->params);
-  }
+  const auto print = [](const auto& m) {
+    std::cout << m.name << ": " << m.summary << (m.paper.empty() ? "" : " (" + std::string(m.paper) + ")") << "\n";
+    std::cout << ParamLines(m.params);
+  };
+  for (const codecs::MethodInfo* m : codecs::Methods()) print(*m);
+  std::cout << "\nCache policies: they keep fewer rows, in f16. What they evict is gone.\n";
+  for (const kvcache::PolicyInfo* p : kvcache::Policies()) print(*p);
   return {};
 }
 

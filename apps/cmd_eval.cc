@@ -24,15 +24,16 @@ struct EvalOptions {
 
 // "eden", "eden, hadamard=1", "q": a method without its number of bits, so that a curve joins its settings.
 std::string Family(const kvcache::KvPolicy& policy) {
-  const auto spec = ParseSpec(policy.base.key);
-  if (!spec) return policy.base.key;
+  const std::string& method = policy.base.evict.empty() ? policy.base.key : policy.base.evict;
+  const auto spec = ParseSpec(method);
+  if (!spec) return method;
   std::string name = spec->name;
   if (const size_t digit = name.find_first_of("0123456789");
       digit != std::string::npos && digit > 0 && name[0] == 'q') {
     name = "ggml";
   }
   for (const auto& [key, value] : spec->params) {
-    if (key != "bits") name.append(", ").append(key).append("=").append(value);
+    if (key != "bits" && key != "memory" && key != "slots") name.append(", ").append(key).append("=").append(value);
   }
   return name;
 }

@@ -7,6 +7,7 @@
 #include <numbers>
 #include <vector>
 
+#include "croquis/attention/observe.h"
 #include "croquis/attention/stream.h"
 #include "croquis/attention/workspace.h"
 #include "croquis/kvcache/layer_view.h"
@@ -288,9 +289,11 @@ Status AttendAndAppend(Executor& executor, kvcache::KvCache& cache, const Attend
                        MatView<const float> q, MatView<const float> k, MatView<const float> v, MatView<float> out) {
   CROQUIS_CHECK_OK(kvcache::CheckAppend(cache, options.layer, k, v));
   CROQUIS_CHECK_OK(CheckQueries(cache.config(), options, q, k.rows, out));
+  CROQUIS_CHECK_OK(CheckEviction(cache, options));
   if (q.rows == 0) return {};
   Call call(cache, options, q, out);
   call.Run(executor, k, v, kvcache::Workspace(cache, call.Bytes(executor.threads())));
+  Observe(executor, cache, options, q, k);
   kvcache::AppendChecked(executor, cache, options.layer, k, v);
   return {};
 }

@@ -92,7 +92,7 @@ Stream::Stream(const HeadQuery& query, StreamState state, std::byte* memory, std
   std::fill_n(state.mass, rows, 0.f);
 }
 
-bool Stream::Softmax(int64_t width, int64_t stride) {
+bool Stream::Softmax(int64_t width, int64_t stride, bool counts) {
   const int64_t rows = query_.q_.rows;
   const auto& kernels = simd::Dense();
   float top[kSoftmaxRows], sum[kSoftmaxRows];
@@ -107,16 +107,17 @@ bool Stream::Softmax(int64_t width, int64_t stride) {
     for (int64_t i = 0; i < n; ++i, ++r, x += stride) {
       std::fill(x, x + lo, 0.f);
       std::fill(x + hi, x + width, 0.f);
-      any |= TakeIn(r, top[i], sum[i]);
+      any |= TakeIn(r, top[i], sum[i], counts);
     }
   }
   return any;
 }
 
-bool Stream::TakeIn(int64_t row, float top, float sum) {
+bool Stream::TakeIn(int64_t row, float top, float sum, bool counts) {
   float &max = state_.max[row], &mass = state_.mass[row];
   p_scale_[row] = 0;
   if (sum == 0) return false;
+  if (!counts) sum = 0;
   if (top > max) {
     if (mass > 0) {
       const float down = std::exp2(max - top);
@@ -187,6 +188,26 @@ void Stream::Dense(std::span<const DenseRows> segments) {
     }
   }
   if (held > 0) DenseTile({tile, held}, tokens);
+  // After exact rows, of which every query row has seen one at least, its own: rows that add no mass need some there.
+  for (const kvcache::KeptRows& kept : query_.head_.kept) Kept(kept);
+}
+
+void Stream::Kept(const kvcache::KeptRows& kept) {
+  const kvcache::HeadView& head = query_.head_;
+  const int64_t rows = query_.q_.rows;
+  const auto& kernels = simd::Dense();
+  for (int64_t at = 0; at < kept.rows; at += kDenseTile) {
+    const int64_t n = std::min(kDenseTile, kept.rows - at), skip = at * head.row_bytes;
+    kernels.score_rows(head.type, query_.q_, kept.k + skip, head.row_bytes, n, logits_, kDenseTile);
+    for (int64_t r = 0; r < rows; ++r) {
+      if (kept.log2_weight != nullptr) kernels.add(kept.log2_weight + at, n, logits_ + r * kDenseTile);
+      slots_[r] = {0, n};
+    }
+    if (!Softmax(n, kDenseTile, kept.use != kvcache::KeptRows::Use::kValues)) continue;
+    if (kept.use != kvcache::KeptRows::Use::kMass)
+      kernels.accumulate_rows(head.type, logits_, kDenseTile, p_scale_, rows, kept.v + skip, head.row_bytes, n,
+                              state_.sums);
+  }
 }
 
 void Stream::DenseTile(std::span<const DenseRows> segments, int64_t tokens) {

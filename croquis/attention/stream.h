@@ -75,7 +75,8 @@ class Stream {
   // stream by stream, which is the order of the pages in memory. Called at most once; the states are as wide as the
   // value codec's AccDim.
   static void Pages(std::span<Stream> streams, int64_t begin, int64_t end);
-  // Takes in dense rows; segments come in ascending order of position. The state is head_dim wide.
+  // Takes in dense rows; segments come in ascending order of position. Then the rows that an eviction policy keeps,
+  // which every query row sees. The state is head_dim wide.
   void Dense(std::span<const DenseRows> segments);
 
  private:
@@ -85,13 +86,14 @@ class Stream {
     bool operator==(const Slots&) const = default;
   };
   // Turns a tile of logits, `stride` apart from row to row, into weights: row r sees slots_[r] of its `width` slots,
-  // the others get exactly 0. Returns whether any row's weights matter.
-  bool Softmax(int64_t width, int64_t stride);
+  // the others get exactly 0. Returns whether any row's weights matter. counts: whether they are part of the mass.
+  bool Softmax(int64_t width, int64_t stride, bool counts = true);
   // One row's part of it, once its weights, of maximum logit `top` and sum `sum`, are made.
-  bool TakeIn(int64_t row, float top, float sum);
+  bool TakeIn(int64_t row, float top, float sum, bool counts);
   // `next`: the key page that is read after this head's value page, or null.
   void Page(int64_t j, const std::byte* next, size_t next_bytes);
   void DenseTile(std::span<const DenseRows> segments, int64_t tokens);
+  void Kept(const kvcache::KeptRows& kept);
 
   const HeadQuery& query_;
   const StreamState state_;

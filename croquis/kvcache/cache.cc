@@ -31,6 +31,11 @@ HeadView ViewHead(const KvCache& cache, int64_t layer, int64_t head) {
   v.key_offset = h.key_offset, v.value_offset = h.value_offset;
   if (!state.centers.empty() && state.centers[size_t(head)].pairs > 0)
     v.center = &state.centers[size_t(head)], v.rope = plan.rope.get();
+  if (const Policy* policy = plan.layers[size_t(layer)].policy; policy != nullptr) {
+    v.evicts = true;
+    v.sees = policy->Observes();
+    v.kept = policy->View(state.kept[size_t(head)]);
+  }
   return v;
 }
 
@@ -54,6 +59,10 @@ void WidenRow(simd::RowType type, const std::byte* x, int64_t n, float* out) {
     case simd::RowType::kF32:
       std::memcpy(out, x, size_t(n) * 4);
   }
+}
+
+Observation& PendingObservation(KvCache& cache, int64_t layer, int64_t head) {
+  return cache.impl().layers[size_t(layer)].observed[size_t(head)];
 }
 
 std::byte* Workspace(KvCache& cache, size_t bytes) {
@@ -158,6 +167,13 @@ Status KvCache::Truncate(int64_t length) {
   if (length < 0 || length > impl_->length)
     return OutOfRange("cache: cannot keep " + std::to_string(length) + " of " + std::to_string(impl_->length) +
                       " tokens");
+  for (int64_t l = 0; l < config().layers; ++l) {
+    const int64_t had = impl_->plan->Encoded(l, impl_->length), keep = impl_->plan->Encoded(l, length);
+    if (impl_->plan->layers[size_t(l)].policy != nullptr && keep != had && keep != 0)
+      return Unsupported("cache: cannot keep " + std::to_string(length) + " of " + std::to_string(impl_->length) +
+                         " tokens: " + std::string(impl_->plan->layers[size_t(l)].policy->Method()) +
+                         " has evicted or merged those before; keep 0 and read the text again, or branch earlier");
+  }
   impl_->Truncate(length);
   return {};
 }
@@ -185,6 +201,7 @@ Report KvCache::GetReport() const {
       r.value_pages += unit->bytes - int64_t(sizeof(Unit)) - keys;
       r.tables += int64_t(sizeof(Unit));
     }
+    for (const PolicyState& kept : state.kept) AddKept(kept.layout(), 1, r);
     for (const Center& center : state.centers) r.centered_heads += center.pairs > 0, r.centered_pairs += center.pairs;
   }
   DescribeCodecs(plan, r);

@@ -27,6 +27,8 @@ namespace croquis::kvcache {
 // The codecs of one head.
 struct KvPair {
   std::string key = "eden:bits=4", value = "eden:bits=4";
+  // A policy that evicts, such as "subgen:memory=50"; key and value are f16 then. "": every token is kept.
+  std::string evict = {};
   bool operator==(const KvPair&) const = default;
 };
 
@@ -44,7 +46,8 @@ struct KvPolicy {
 };
 
 // "eden:bits=4" (both), "k=eden:bits=4,v=eden:bits=3". `layers` entries: "0-1=f16", "3=k=int8,v=eden:bits=4",
-// "0-3/1=f16" (layers 0 to 3, kv head 1).
+// "0-3/1=f16" (layers 0 to 3, kv head 1). An eviction policy ("h2o:memory=50") stands for both sides, and for all heads
+// of a layer.
 Result<KvPolicy> ParseKvPolicy(std::string_view kv, std::span<const std::string> layers = {});
 
 // How the model rotates keys, needed to remove a common part exactly. Empty inv_freq: no RoPE (mean removal only).
@@ -97,6 +100,7 @@ class KvCache {
   // Forgets what was appended since the last Commit.
   void Rollback();
   // Keeps the first `length` tokens. Tokens that come back out of a page into the ring keep their decoded values.
+  // Errors: a length above length(); with an eviction policy, one that reaches beyond the ring (0 is always possible).
   Status Truncate(int64_t length);
   // A copy that shares the full pages; each side may go on alone.
   std::unique_ptr<KvCache> Branch() const;

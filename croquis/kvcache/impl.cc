@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
+
+#include "croquis/kvcache/policies/append.h"
 
 namespace croquis::kvcache {
 
@@ -16,6 +19,7 @@ KvCache::Impl::Impl(std::shared_ptr<const Plan> p)
     const int64_t units = plan->Units(l, plan->config.capacity);
     state.units.reserve(size_t(units));
     if (plan->centering) state.centers.resize(size_t(plan->config.kv_heads));
+    if (plan->layers[size_t(l)].policy != nullptr) ResetKept(l);
     reserve += size_t(units) * (plan->layers[size_t(l)].unit_bytes + sizeof(Unit));
   }
   pool = std::make_shared<UnitPool>(reserve);
@@ -33,6 +37,35 @@ KvCache::Impl::Impl(const Impl& other)
 KvCache::Impl::~Impl() {
   for (LayerState& layer : layers)
     for (Unit* unit : layer.units) pool->Drop(unit);
+}
+
+// Whole states when tokens will leave the ring; else no more than observing changes.
+void KvCache::Impl::KeepForUndo(int64_t layer, bool leaving) {
+  const Policy& policy = *plan->layers[size_t(layer)].policy;
+  LayerState& state = layers[size_t(layer)];
+  if (leaving) {
+    state.undo.kept = state.kept;
+  } else if (policy.Observes() != Sees::kNothing) {
+    for (const PolicyState& kept : state.kept) {
+      const auto notes = kept.First(policy.ObservedParts());
+      state.undo.notes.emplace_back(notes.begin(), notes.end());
+    }
+  }
+}
+
+Status KvCache::Impl::CheckEditable() const {
+  for (const LayerPlan& layer : plan->layers)
+    if (layer.policy != nullptr)
+      return Unsupported("cache: tokens cannot be edited under " + std::string(layer.policy->Method()) +
+                         ", whose rows stand for several tokens or none; take a codec or f16");
+  return {};
+}
+
+void KvCache::Impl::ResetKept(int64_t layer) {
+  const Policy& policy = *plan->layers[size_t(layer)].policy;
+  LayerState& state = layers[size_t(layer)];
+  state.kept.assign(size_t(plan->config.kv_heads), PolicyState(policy.Layout(0)));
+  state.observed.assign(policy.Observes() != Sees::kNothing ? size_t(plan->config.kv_heads) : 0, Observation());
 }
 
 KvCache::Impl::HeadRows KvCache::Impl::Rows(int64_t layer, int64_t head) {
@@ -77,6 +110,10 @@ void KvCache::Impl::BeginAppend(int64_t layer, int64_t tokens) {
     const auto live = LayerRows(layer);
     state.undo.rows.assign(live.begin(), live.end());
   }
+  if (lp.policy != nullptr) {
+    KeepForUndo(layer, after > before);
+    return;
+  }
   if (after > before && before % kPageTokens != 0) {
     Unshare(state.units.back());
     const std::byte* data = state.units.back()->data();
@@ -89,8 +126,10 @@ void KvCache::Impl::BeginAppend(int64_t layer, int64_t tokens) {
 void KvCache::Impl::AppendHead(int64_t layer, int64_t head, MatView<const float> k, MatView<const float> v) {
   const LayerPlan& lp = plan->layers[size_t(layer)];
   const simd::RowType type = lp.heads[size_t(head)].type;
-  const int64_t d = plan->config.head_dim, sinks = plan->config.sinks, ring = plan->config.ring;
+  const int64_t d = plan->config.head_dim, sinks = plan->config.sinks, ring = lp.ring;
   const HeadRows to = Rows(layer, head);
+  std::optional<PolicyAppend> evict;
+  if (lp.policy != nullptr) evict.emplace(*this, layer, head);
   int64_t encoded = plan->Encoded(layer, length);
   for (int64_t t = 0; t < k.rows; ++t) {
     const int64_t position = length + t;
@@ -99,10 +138,14 @@ void KvCache::Impl::AppendHead(int64_t layer, int64_t head, MatView<const float>
     RoundRow(type, k.Row(t) + head * d, d, (sink ? to.sink_k : to.ring_k) + at);
     RoundRow(type, v.Row(t) + head * d, d, (sink ? to.sink_v : to.ring_v) + at);
     if (position + 1 - sinks - encoded == ring + lp.granularity) {
-      EncodeRun(layer, head, encoded);
+      if (evict)
+        evict->Leave(encoded);
+      else
+        EncodeRun(layer, head, encoded);
       encoded += lp.granularity;
     }
   }
+  if (evict) evict->Finish(encoded, length + k.rows);
 }
 
 void KvCache::Impl::EncodeRun(int64_t layer, int64_t head, int64_t encoded) {
@@ -148,6 +191,9 @@ void KvCache::Impl::Rollback() {
     LayerState& state = layers[size_t(l)];
     if (state.pending == 0) continue;
     state.pending = 0;
+    if (!state.undo.kept.empty()) state.kept = std::move(state.undo.kept);
+    for (size_t h = 0; h < state.undo.notes.size(); ++h)
+      std::copy(state.undo.notes[h].begin(), state.undo.notes[h].end(), state.kept[h].bytes().begin());
     if (!state.undo.rows.empty()) std::memcpy(LayerRows(l).data(), state.undo.rows.data(), state.undo.rows.size());
     for (const int64_t units = plan->Units(l, length); int64_t(state.units.size()) > units; state.units.pop_back())
       pool->Drop(state.units.back());
@@ -171,6 +217,7 @@ void KvCache::Impl::TruncateLayer(int64_t layer, int64_t to) {
   const int64_t sinks = plan->config.sinks, d = plan->config.head_dim;
   const int64_t had = plan->Encoded(layer, length), keep = plan->Encoded(layer, to);
   if (keep == had) return;
+  if (lp.policy != nullptr) return ResetKept(layer);  // keep = 0: anything else was refused
   alignas(64) std::array<float, kPageTokens * 256> x;
   for (int64_t h = 0; h < plan->config.kv_heads; ++h) {
     const HeadPlan& hp = lp.heads[size_t(h)];

@@ -16,14 +16,18 @@ namespace croquis::kvcache {
 // What an append overwrote, until it is committed. Pages only grow, so little is needed: ring rows whose slots were
 // used again, and the unit that was being filled.
 struct Undo {
-  std::vector<std::byte> rows;  // all sinks and rings of the layer; empty when no live slot was overwritten
-  std::vector<std::byte> unit;  // payload of the last unit; empty when it was full or not written
+  std::vector<std::byte> rows;    // all sinks and rings of the layer; empty when no live slot was overwritten
+  std::vector<std::byte> unit;    // payload of the last unit; empty when it was full or not written
+  std::vector<PolicyState> kept;  // by head, of an eviction policy; empty when no token left the ring
+  std::vector<std::vector<std::byte>> notes;  // by head: what observing changed of a state that is not in `kept`
 };
 
 struct LayerState {
-  std::vector<Unit*> units;     // one reference each
-  std::vector<Center> centers;  // by head; empty when the plan has no centring
-  int64_t pending = 0;          // tokens appended and not committed
+  std::vector<Unit*> units;           // one reference each
+  std::vector<Center> centers;        // by head; empty when the plan has no centring
+  std::vector<PolicyState> kept;      // by head, of a layer with an eviction policy
+  std::vector<Observation> observed;  // by head, of a policy that observes; taken by the next append
+  int64_t pending = 0;                // tokens appended and not committed
   Undo undo;
 };
 
@@ -45,6 +49,11 @@ struct KvCache::Impl {
     int64_t row_bytes;
   };
   HeadRows Rows(int64_t layer, int64_t head);
+  // The empty states of a layer with an eviction policy.
+  void ResetKept(int64_t layer);
+  void KeepForUndo(int64_t layer, bool leaving);
+  // Errors: a policy that evicts; its rows have no position that could change.
+  Status CheckEditable() const;
   // The rows of one layer, contiguous.
   std::span<std::byte> LayerRows(int64_t layer);
 

@@ -8,6 +8,7 @@
 #include "croquis/base/executor.h"
 #include "croquis/kvcache/cache.h"
 #include "croquis/kvcache/center.h"
+#include "croquis/kvcache/policies/kept.h"
 #include "croquis/kvcache/unit_pool.h"
 #include "croquis/simd/dense_kernels.h"
 
@@ -28,8 +29,11 @@ struct HeadView {
   size_t key_offset = 0, value_offset = 0;
   const Center* center = nullptr;   // null when nothing was removed from the keys
   const RopeTable* rope = nullptr;  // set with center
+  bool evicts = false;  // `encoded` tokens have left the ring, but there are no pages: `kept` is what remains of them
+  Sees sees = Sees::kNothing;  // what attention reports
+  KeptView kept;
 
-  int64_t Pages() const { return (encoded + codecs::kPageTokens - 1) / codecs::kPageTokens; }
+  int64_t Pages() const { return evicts ? 0 : (encoded + codecs::kPageTokens - 1) / codecs::kPageTokens; }
   const std::byte* KeyPage(int64_t j) const { return units[j]->data() + key_offset; }
   const std::byte* ValuePage(int64_t j) const { return units[j]->data() + value_offset; }
 };
@@ -44,6 +48,9 @@ int64_t EncodedTokens(int64_t length, int64_t sinks, int64_t ring, int64_t granu
 Status CheckAppend(const KvCache& cache, int64_t layer, MatView<const float> k, MatView<const float> v);
 // ... and the append itself, of rows that passed, heads in parallel.
 void AppendChecked(Executor& executor, KvCache& cache, int64_t layer, MatView<const float> k, MatView<const float> v);
+
+// Where attention leaves what it saw of a head, for the append that follows; only for layers that observe.
+Observation& PendingObservation(KvCache& cache, int64_t layer, int64_t head);
 
 // Working memory of attention calls, at least `bytes`, 64-byte aligned, contents unspecified. It stays with the cache
 // so that a decode step takes no memory; it is not part of what the cache holds and not in its report.

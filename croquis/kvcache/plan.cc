@@ -69,6 +69,32 @@ class CodecSet {
   std::map<std::pair<std::string, Role>, const Codec*> by_text_;
 };
 
+// Makes the eviction policy of a layer, if it has one, and sets its ring.
+Status ChoosePolicy(const CacheConfig& config, int64_t l, Plan& plan) {
+  LayerPlan& layer = plan.layers[size_t(l)];
+  const std::string method = config.policy.At(l, 0).evict;
+  for (int64_t h = 1; h < config.kv_heads; ++h)
+    if (config.policy.At(l, h).evict != method)
+      return Unsupported("cache: an eviction policy is for all kv heads of a layer; layer " + std::to_string(l) +
+                         " has it for some, so name whole layers in the overrides");
+  if (method.empty()) return {};
+  CROQUIS_TRY(const Spec spec, ResolvePolicy(method));
+  layer.ring = std::min(config.ring, spec.Int("recent"));
+  CROQUIS_TRY(auto made, MakePolicy(method, {.spec = {},
+                                             .head_dim = config.head_dim,
+                                             .sinks = plan.config.sinks,
+                                             .ring = layer.ring,
+                                             .capacity = config.capacity,
+                                             .rope = config.rope,
+                                             .seed = config.seed}));
+  for (const auto& p : plan.policies)
+    if (p->Method() == made->Method()) layer.policy = p.get();
+  if (layer.policy != nullptr) return {};
+  plan.policies.push_back(std::move(made));
+  layer.policy = plan.policies.back().get();
+  return {};
+}
+
 }  // namespace
 
 int64_t EncodedTokens(int64_t length, int64_t sinks, int64_t ring, int64_t granularity) {
@@ -76,10 +102,12 @@ int64_t EncodedTokens(int64_t length, int64_t sinks, int64_t ring, int64_t granu
 }
 
 int64_t Plan::Encoded(int64_t layer, int64_t length) const {
-  return EncodedTokens(length, config.sinks, config.ring, layers[size_t(layer)].granularity);
+  const LayerPlan& l = layers[size_t(layer)];
+  return EncodedTokens(length, config.sinks, l.ring, l.granularity);
 }
 
 int64_t Plan::Units(int64_t layer, int64_t length) const {
+  if (layers[size_t(layer)].policy != nullptr) return 0;
   return (Encoded(layer, length) + kPageTokens - 1) / kPageTokens;
 }
 
@@ -93,6 +121,8 @@ Result<std::shared_ptr<const Plan>> Plan::Make(const CacheConfig& config) {
   for (int64_t l = 0; l < config.layers; ++l) {
     LayerPlan& layer = plan->layers.emplace_back();
     layer.granularity = kLeastRun;
+    layer.ring = config.ring;
+    CROQUIS_CHECK_OK(ChoosePolicy(config, l, *plan));
     for (int64_t h = 0; h < config.kv_heads; ++h) {
       const KvPair pair = config.policy.At(l, h);
       HeadPlan& head = layer.heads.emplace_back();
@@ -109,7 +139,7 @@ Result<std::shared_ptr<const Plan>> Plan::Make(const CacheConfig& config) {
       head.value_offset = head.key_offset + head.key->PageBytes();
       layer.unit_bytes = head.value_offset + head.value->PageBytes();
     }
-    layer.slots = std::min(config.ring + layer.granularity, config.capacity);
+    layer.slots = std::min(layer.ring + layer.granularity, config.capacity);
     for (HeadPlan& head : layer.heads) {
       const int64_t row = config.head_dim * simd::RowTypeBytes(head.type);
       rows_bytes += double(row) * 2 * double(plan->config.sinks + layer.slots);
@@ -138,6 +168,10 @@ Result<Report> Plan::Formula(int64_t length) const {
   double total = double(r.total());
   for (int64_t l = 0; l < config.layers; ++l) {
     const LayerPlan& layer = layers[size_t(l)];
+    if (layer.policy != nullptr) {
+      AddKept(Kept(l, length), config.kv_heads, r);
+      total += double(Kept(l, length).bytes()) * double(config.kv_heads);
+    }
     const int64_t units = Units(l, length);
     total += double(units) * double(layer.unit_bytes + sizeof(Unit));
     if (total > 0x1p60) return NoMemory("cache: " + std::to_string(length) + " tokens do not fit any memory");
@@ -149,6 +183,12 @@ Result<Report> Plan::Formula(int64_t length) const {
   }
   DescribeCodecs(*this, r);
   return r;
+}
+
+void AddKept(const StateLayout& layout, int64_t heads, Report& report) {
+  report.key_pages += heads * layout.bytes(StatePart::Holds::kKeys);
+  report.value_pages += heads * layout.bytes(StatePart::Holds::kValues);
+  report.tables += heads * layout.bytes(StatePart::Holds::kTables);
 }
 
 void DescribeCodecs(const Plan& plan, Report& report) {
@@ -164,12 +204,29 @@ void DescribeCodecs(const Plan& plan, Report& report) {
     const bool key = codec->GetRole() == codecs::Role::kKey;
     int64_t used = 0;
     for (const LayerPlan& layer : plan.layers)
-      for (const HeadPlan& head : layer.heads) used += (key ? head.key : head.value) == codec.get();
+      for (const HeadPlan& head : layer.heads)
+        used += layer.policy == nullptr && (key ? head.key : head.value) == codec.get();
     if (used == 0) continue;
     (key ? report.key_bits : report.value_bits) += codec->BitsPerNumber() * double(used) / heads;
     report.all_fast = report.all_fast && codec->HasFastPath();
     report.kernels.push_back((key ? "k " : "v ") + std::string(codec->Method()) + ": " + std::string(codec->Kernel()) +
                              " (" + std::to_string(used) + (used == 1 ? " head)" : " heads)"));
+  }
+  for (const auto& policy : plan.policies) {
+    int64_t layers = 0;
+    for (int64_t l = 0; l < c.layers; ++l) {
+      if (plan.layers[size_t(l)].policy != policy.get()) continue;
+      // Stored bits a number of the tokens that have left the ring.
+      const StateLayout layout = plan.Kept(l, report.tokens);
+      const double left = double(std::max<int64_t>(1, plan.Encoded(l, report.tokens)));
+      const double bits = 8 / (left * double(c.head_dim) * double(c.layers));
+      const double notes = double(layout.bytes(StatePart::Holds::kTables)) / 2;
+      report.key_bits += bits * (double(layout.bytes(StatePart::Holds::kKeys)) + notes);
+      report.value_bits += bits * (double(layout.bytes(StatePart::Holds::kValues)) + notes);
+      ++layers;
+    }
+    report.kernels.push_back(std::string(policy->Method()) + ": f16 rows (" + std::to_string(layers) +
+                             (layers == 1 ? " layer)" : " layers)"));
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include "croquis/codecs/codec.h"
 #include "croquis/kvcache/cache.h"
+#include "croquis/kvcache/policies/policy.h"
 
 namespace croquis::kvcache {
 namespace {
@@ -11,11 +12,19 @@ constexpr const char* kForms = "wanted METHOD, k=METHOD or v=METHOD, as in eden:
 
 struct Sides {
   std::optional<std::string> key, value;
+  std::string evict;  // with an eviction policy key and value are f16
 };
 
 // Splits at the commas; an item that begins with k= or v= starts a method, the others are parameters of the one before.
 Result<Sides> ParseSides(std::string_view text) {
   Sides sides;
+  if (FindPolicy(text) != nullptr) {
+    const auto spec = ResolvePolicy(text);
+    if (!spec) return Error{spec.error().code, "cache policy " + Quoted(text) + ": " + spec.error().message};
+    sides.key = sides.value = "f16";
+    sides.evict = text;
+    return sides;
+  }
   if (!text.starts_with("k=") && !text.starts_with("v=")) {
     sides.key = sides.value = std::string(text);
   } else {
@@ -38,7 +47,12 @@ Result<Sides> ParseSides(std::string_view text) {
   for (const auto& side : {sides.key, sides.value}) {
     if (!side) continue;
     const auto spec = codecs::ResolveSpec(*side);
-    if (!spec) return Error{spec.error().code, "cache methods " + Quoted(text) + ": " + spec.error().message};
+    if (spec) continue;
+    const bool policy = FindPolicy(*side) != nullptr;
+    return Error{spec.error().code,
+                 "cache methods " + Quoted(text) + ": " +
+                     (policy ? "an eviction policy is for keys and values together: write it without k= and v="
+                             : spec.error().message + "; and the eviction policies window, h2o, subgen")};
   }
   return sides;
 }
@@ -49,6 +63,7 @@ Result<KvPolicy::Override> ParseOverride(std::string_view text, const KvPair& ba
   CROQUIS_TRY(const Sides sides, ParseSides(where.second));
   if (sides.key) o.pair.key = *sides.key;
   if (sides.value) o.pair.value = *sides.value;
+  o.pair.evict = sides.evict;
   return o;
 }
 
@@ -65,7 +80,7 @@ Result<KvPolicy> ParseKvPolicy(std::string_view kv, std::span<const std::string>
   CROQUIS_TRY(const Sides sides, ParseSides(kv));
   if (!sides.key || !sides.value)
     return InvalidArgument("cache methods " + Quoted(kv) + ": " + (sides.key ? "v=" : "k=") + " is missing; " + kForms);
-  policy.base = {*sides.key, *sides.value};
+  policy.base = {*sides.key, *sides.value, sides.evict};
   policy.text = kv;
   for (const std::string& layer : layers) {
     CROQUIS_TRY(KvPolicy::Override o, ParseOverride(layer, policy.base));

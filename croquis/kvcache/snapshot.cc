@@ -55,7 +55,9 @@ std::string Describe(const Plan& plan) {
     for (size_t h = 0; h < plan.layers[l].heads.size(); ++h) {
       const HeadPlan& head = plan.layers[l].heads[h];
       s += "layer " + std::to_string(l) + " head " + std::to_string(h) + " k=" + std::string(head.key->Method()) +
-           " v=" + std::string(head.value->Method()) + "\n";
+           " v=" + std::string(head.value->Method());
+      if (plan.layers[l].policy != nullptr) s += " evict=" + std::string(plan.layers[l].policy->Method());
+      s += "\n";
     }
   }
   return s;
@@ -99,6 +101,7 @@ Sizes SizesAt(const Plan& plan, const std::string& description, int64_t length) 
     const LayerPlan& layer = plan.layers[size_t(l)];
     const int64_t rows = std::min(plan.config.sinks, length) + RingTokens(plan, l, length);
     uint64_t bytes = uint64_t(plan.Units(l, length)) * layer.unit_bytes;
+    if (layer.policy != nullptr) bytes += uint64_t(plan.Kept(l, length).bytes() * plan.config.kv_heads);
     for (const HeadPlan& h : layer.heads)
       bytes +=
           uint64_t(2 * rows * plan.config.head_dim * simd::RowTypeBytes(h.type)) + (plan.centering ? kCenterBytes : 0);
@@ -157,6 +160,7 @@ void WriteLayer(Writer& w, KvCache::Impl& impl, int64_t layer) {
       for (int64_t t = 0; t < RingTokens(plan, layer, impl.length); ++t)
         w.Put(ring + (encoded + t) % lp.slots * rows.row_bytes, size_t(rows.row_bytes));
   }
+  for (const PolicyState& kept : state.kept) w.Put(kept.bytes().data(), kept.bytes().size());
   for (const Unit* unit : state.units) w.Put(unit->data(), lp.unit_bytes);
 }
 
@@ -275,6 +279,11 @@ Status ReadLayer(Reader& r, KvCache::Impl& impl, int64_t layer) {
     for (std::byte* to : {rows.ring_k, rows.ring_v})
       for (int64_t t = 0; t < ring; ++t)
         valid = ReadRow(r, type, d, to + (encoded + t) % lp.slots * rows.row_bytes) && valid;
+  }
+  for (PolicyState& kept : state.kept) {
+    kept = PolicyState(plan.Kept(layer, impl.length));
+    r.Get(kept.bytes().data(), kept.bytes().size());
+    valid = valid && r.ok() && kept.header().left == encoded && lp.policy->Valid(kept);
   }
   for (int64_t u = 0; u < plan.Units(layer, impl.length) && valid && r.ok(); ++u) {
     state.units.push_back(impl.pool->New(lp.unit_bytes));

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "croquis/attention/hydragen/prefix_tree.h"
+#include "croquis/attention/observe.h"
 #include "croquis/attention/stream.h"
 #include "croquis/attention/workspace.h"
 #include "croquis/base/memory.h"
@@ -336,6 +337,17 @@ Status Check(const Inputs& in) {
   return {};
 }
 
+// Rows that an eviction policy keeps belong to one sequence alone: nothing is shared.
+Status OneByOne(Executor& executor, const Inputs& in) {
+  for (const kvcache::KvCache* cache : in.caches) CROQUIS_CHECK_OK(CheckEviction(*cache, in.options));
+  for (size_t b = 0; b < in.caches.size(); ++b) {
+    const auto r = int64_t(b);
+    CROQUIS_CHECK_OK(AttendAndAppend(executor, *in.caches[b], in.options, in.q.Rows(r, 1), in.k.Rows(r, 1),
+                                     in.v.Rows(r, 1), in.out.Rows(r, 1)));
+  }
+  return {};
+}
+
 }  // namespace
 
 Status AttendBatch(Executor& executor, std::span<kvcache::KvCache* const> caches, const AttendOptions& options,
@@ -343,6 +355,8 @@ Status AttendBatch(Executor& executor, std::span<kvcache::KvCache* const> caches
   if (caches.empty()) return {};
   const Inputs in{caches, options, q, k, v, out};
   CROQUIS_CHECK_OK(Check(in));
+  const auto evicts = [&](const kvcache::KvCache* c) { return kvcache::ViewHead(*c, options.layer, 0).evicts; };
+  if (std::any_of(caches.begin(), caches.end(), evicts)) return OneByOne(executor, in);
   Call call(in);
   const int64_t bytes = call.Bytes(executor.threads());
   if (bytes > kCheckedBytes)
