@@ -63,6 +63,9 @@ struct V {
   static I ZeroI() { return _mm512_setzero_si512(); }
   // Lane i: low half of a's, low half of b's above it.
   static I Interleave(I a, I b) { return _mm512_or_si512(a, _mm512_slli_epi32(b, 16)); }
+  // The two halves as numbers.
+  static F Low(I x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+  static F High(I x) { return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(int(0xffff0000u)))); }
   static void StoreLowHalves(uint16_t* p, I x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(x)); }
 
   // out[i * stride + t] = x[t] lane i, for lanes i < n.

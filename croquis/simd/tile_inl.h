@@ -92,18 +92,23 @@ void PackQueryRows(const TileLayout& l, const std::byte* q, int64_t stride, cons
   constexpr int64_t kBytes = 4 / Sizes<Tile>::kNumbers;
   for (int64_t r = 0; r < rows; ++r, out += width * kBytes) {
     const std::byte* row = q + (index != nullptr ? index[r] : r) * stride;
-    int64_t i = 0;
-    for (; i + kW <= width; i += kW) {
-      const F x = V::Mul(NumbersAt<T>(row, i, l.dim), V::Set(factor));
+    const auto store = [&](int64_t i, F x) {
       if constexpr (Tile == TileType::kF32)
         V::StoreI(out + i * kBytes, V::Bits(x));
       else
         V::StoreLowHalves((uint16_t*)(out + i * kBytes), V::Bf16(x));
+    };
+    int64_t i = 0;
+    for (; i + kW <= l.dim; i += kW) store(i, V::Mul(NumbersAt<T>(row, i, l.dim), V::Set(factor)));
+    for (; i < width; i += kW) {
+      alignas(64) float rest[kW];
+      V::Store(rest, V::Mul(NumbersAt<T>(row, i, l.dim), V::Set(factor)));
+      for (int64_t j = Max(0, l.dim - i); j < kW; ++j) rest[j] = 0;
+      if (i + kW <= width)
+        store(i, V::Load(rest));
+      else
+        __builtin_memcpy(out + i * kBytes, rest, size_t((width - i) * kBytes));  // f32: bf16 rows are padded
     }
-    if (i == width) continue;  // always with bf16, whose rows are padded
-    alignas(64) float rest[kW];
-    V::Store(rest, V::Mul(NumbersAt<T>(row, i, l.dim), V::Set(factor)));
-    __builtin_memcpy(out + i * kBytes, rest, size_t(width - i) * 4);
   }
   __builtin_memset(out, 0, size_t((kTileRows - rows) * width * kBytes));
 }

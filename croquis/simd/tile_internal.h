@@ -7,7 +7,9 @@ namespace croquis::simd {
 
 const TileKernels& TilesScalar(TileType type);
 #if defined(__x86_64__)
-const TileKernels& TilesAvx512(TileType type);
+const TileKernels& TilesAvx2(TileType type);
+// pairs: bf16 by vdpbf16ps instead of widening.
+const TileKernels& TilesAvx512(TileType type, bool pairs);
 const TileKernels& TilesAmx();  // bf16
 #endif
 

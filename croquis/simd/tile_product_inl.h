@@ -63,39 +63,92 @@ void Multiply(const Product& g) {
 
 struct Scratch {
   Rows rows;
-  alignas(64) float logits[kTileRows][kTileKeys];
-  alignas(64) uint16_t weights[kTileRows][kTileKeys];  // bf16
+  alignas(64) float logits[kTileRows][kTileKeys];  // weights take their places
 };
+
+// A tile as the products take it: units of 32 bits.
+struct Operands {
+  const uint32_t *queries, *keys, *values;  // of one block
+  int64_t key_units, value_width;
+};
+
+// The weights of a block, and their values into the sums.
+template <TileType T>
+void AttendBlock(const TileCall& c, Softmax& softmax, Scratch& scratch, const Operands& o, int64_t block, bool plain) {
+  constexpr bool kBf16 = T == TileType::kBf16;
+  const int64_t rows = RoundUp(c.rows, kGroup);
+  float* const logits = scratch.logits[0];
+  Multiply<T>({o.queries, o.key_units, o.keys, kTileKeys, logits, kTileKeys, rows, kTileKeys, o.key_units, false});
+  for (int64_t r = 0; r < rows; r += kGroup) {
+    float* const s = scratch.logits[r];
+    if (plain)
+      softmax.Group<kBf16, false>(r, block, s, (uint16_t*)s, 2 * kTileKeys);
+    else
+      softmax.Group<kBf16, true>(r, block, s, (uint16_t*)s, 2 * kTileKeys);
+  }
+  Multiply<T>({(const uint32_t*)logits, kTileKeys, o.values, o.value_width, c.sums.data, c.sums.stride, c.rows,
+               o.value_width, kTileKeys / Sizes<T>::kNumbers, true});
+}
 
 template <TileType T>
 void Attend(const TileCall& c) {
-  constexpr bool kBf16 = T == TileType::kBf16;
+  const FlushToZero flush;
   auto& scratch = *reinterpret_cast<Scratch*>(c.scratch);
   const Sizes<T> sizes(c.layout);
-  const FlushToZero flush;
   Softmax softmax(c, scratch.rows);
-  const typename Softmax::Sight sight = softmax.Of(0, c.rows);
-  const int64_t rows = RoundUp(c.rows, kGroup);
-  float* const logits = scratch.logits[0];
+  const Softmax::Sight sight = softmax.Of(0, c.rows);
   for (int64_t block = c.begin / kTileKeys * kTileKeys; block < c.end; block += kTileKeys) {
     if (!sight.Sees(block)) continue;
-    const auto *keys = (const uint32_t*)c.keys + block / kTileKeys * sizes.KeyBlock(),
-               *values = (const uint32_t*)c.values + block / kTileKeys * sizes.ValueBlock();
-    Multiply<T>({(const uint32_t*)c.queries, sizes.units, keys, kTileKeys, logits, kTileKeys, rows, kTileKeys,
-                 sizes.units, false});
-    const bool plain = softmax.Plain() && sight.SeesAll(block);
-    for (int64_t r = 0; r < rows; r += kGroup) {
-      if (plain)
-        softmax.Group<kBf16, false>(r, block, scratch.logits[r], scratch.weights[r], kTileKeys);
-      else
-        softmax.Group<kBf16, true>(r, block, scratch.logits[r], scratch.weights[r], kTileKeys);
-    }
-    const auto* weights = kBf16 ? (const uint32_t*)scratch.weights : (const uint32_t*)scratch.logits;
-    constexpr int64_t kUnits = kTileKeys / Sizes<T>::kNumbers;
-    Multiply<T>({weights, kUnits, values, sizes.value_width, c.sums.data, c.sums.stride, c.rows, sizes.value_width,
-                 kUnits, true});
+    const int64_t b = block / kTileKeys;
+    AttendBlock<T>(c, softmax, scratch,
+                   {(const uint32_t*)c.queries, (const uint32_t*)c.keys + b * sizes.KeyBlock(),
+                    (const uint32_t*)c.values + b * sizes.ValueBlock(), sizes.units, sizes.value_width},
+                   block, softmax.Plain() && sight.SeesAll(block));
   }
   softmax.Finish();
 }
 
 size_t ScratchBytes(const TileLayout&) { return sizeof(Scratch); }
+
+// ---- bf16 tiles in f32 arithmetic: a block is widened once for all rows ----
+
+// Rows of n pairs, to = both rows of numbers.
+inline void Widen(const uint32_t* from, int64_t n, float* low, float* high) {
+  for (int64_t i = 0; i < n; i += kW) {
+    const I x = V::LoadI(from + i);
+    V::Store(low + i, V::Low(x));
+    V::Store(high + i, V::High(x));
+  }
+}
+
+// Widened queries, keys and values lie after the scratch.
+size_t WidenedBytes(const TileLayout& l) {
+  const Sizes<TileType::kBf16> sizes(l);
+  return sizeof(Scratch) + size_t(2 * kTileKeys * (2 * sizes.units) + kTileKeys * sizes.value_width) * 4;
+}
+
+void AttendWidened(const TileCall& c) {
+  const FlushToZero flush;
+  auto& scratch = *reinterpret_cast<Scratch*>(c.scratch);
+  const Sizes<TileType::kBf16> sizes(c.layout);
+  const int64_t dim = 2 * sizes.units, width = sizes.value_width;
+  float* const queries = (float*)(c.scratch + sizeof(Scratch));
+  float *const keys = queries + kTileRows * dim, *const values = keys + dim * kTileKeys;
+  for (int64_t i = 0; i < kTileRows * dim; i += kW)
+    V::Store(queries + i, V::Numbers<RowType::kBf16>(c.queries + 2 * i));
+  Softmax softmax(c, scratch.rows);
+  const Softmax::Sight sight = softmax.Of(0, c.rows);
+  for (int64_t block = c.begin / kTileKeys * kTileKeys; block < c.end; block += kTileKeys) {
+    if (!sight.Sees(block)) continue;
+    const auto* k = (const uint32_t*)c.keys + block / kTileKeys * sizes.KeyBlock();
+    const auto* v = (const uint32_t*)c.values + block / kTileKeys * sizes.ValueBlock();
+    for (int64_t u = 0; u < sizes.units; ++u, k += kTileKeys)
+      Widen(k, kTileKeys, keys + 2 * u * kTileKeys, keys + (2 * u + 1) * kTileKeys);
+    for (int64_t t = 0; t < kTileKeys; t += 2, v += width)
+      Widen(v, width, values + t * width, values + (t + 1) * width);
+    AttendBlock<TileType::kF32>(c, softmax, scratch,
+                                {(const uint32_t*)queries, (const uint32_t*)keys, (const uint32_t*)values, dim, width},
+                                block, softmax.Plain() && sight.SeesAll(block));
+  }
+  softmax.Finish();
+}
