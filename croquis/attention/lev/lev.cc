@@ -115,6 +115,7 @@ class Lev final : public Method {
   Status Run(Executor& executor, const Problem& p, const Output& output, RunReport* report) const override {
     RunOptions o = o_;
     o.type = TileTypeOf(spec_, p);
+    o.samples = std::min(o.samples, (p.k.rows + 1) / 2 * 2);  // room for no more than there are
     return power_ ? RunPower(executor, p, o, output, report) : RunSoftmax(executor, p, o, output, report);
   }
 

@@ -43,8 +43,8 @@ class LevStream {
   int64_t seen() const;
   // Numbers of the keys held exactly, ascending.
   std::span<const int64_t> Held() const;
-  // Of everything: keys, values, the stream's own copies, its factor, the sample. At most 1.25 d / eps + 2 * 64 +
-  // window + sinks + samples keys by eps and p <= 2, (d: dim, plus one with centering.)
+  // Of everything: keys, values, the stream's own copies, its factor, the sample. By eps and with p = 2 at most
+  // d / eps + 64 + window + sinks + samples keys are held, d being dim, plus one with centering.
   int64_t bytes() const;
 
  private:

@@ -94,7 +94,7 @@ TEST(LevStream, HoldsTheUniversalSetInBoundedMemory) {
         ASSERT_TRUE(std::binary_search(held.begin(), held.end(), l)) << l << " of " << j;
       }
   }
-  EXPECT_LE(double(most), 1.25 * d / .1 + 2 * 64 + 100 + 4);
+  EXPECT_LE(double(most), d / .1 + 64 + 100 + 4);
   EXPECT_LE(made->bytes(), bytes * 3 / 2);
 }
 

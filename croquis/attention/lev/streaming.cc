@@ -150,7 +150,8 @@ void StreamingLeverage::SweepIfDue() {
   if (o_.p > 2) {
     // A reduction costs kReweighings factorisations of all kept keys.
     if (kept >= 2 * swept_kept_ + 4 * kChunk) Sweep();
-  } else if (kept >= swept_kept_ + swept_kept_ / 4 + kChunk ||
+  } else if ((o_.p == 2 && o_.top == 0 && double(kept) * o_.eps > double(o_.dim)) ||
+             kept >= swept_kept_ + swept_kept_ / 4 + kChunk ||
              (seen_ >= swept_seen_ + swept_seen_ / 2 + kChunk && kept > 0)) {
     Sweep();
   }

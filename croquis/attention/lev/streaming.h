@@ -49,9 +49,11 @@ class StreamingLeverage {
   // The next keys [n, dim].
   void Append(MatView<const float> keys);
   int64_t seen() const { return seen_; }
-  // Numbers of the kept keys, from 0 and ascending; valid until the next Append or Prune.
+  // Numbers of the kept keys, from 0 and ascending, a chunk not yet full included; valid until the next Append or
+  // Prune.
   std::span<const int64_t> Kept() const { return index_; }
-  // Checks all kept keys, those of the open chunk too: |Kept()| <= dim / (eps (1 - Margin())) afterwards for p <= 2.
+  // Checks all kept keys, those of the open chunk too. With p = 2 and no `top`, |Kept()| <= dim / (eps (1 - Margin()))
+  // then, as at the end of every chunk.
   void Prune();
   // How often the set was checked as a whole and keys dropped. In between, Kept() as it is at the ends of chunks only
   // grows at its end.
