@@ -67,6 +67,7 @@ class NtkPrefixMethod final : public Method {
     CROQUIS_CHECK_OK(
         CheckMemory(int64_t(KeySet::Bytes(type, p.k.rows, p.q.dim, p.v.dim)), "the packed keys of a head"));
     std::vector<Worker> workers;
+    workers.reserve(size_t(executor.threads()));
     for (int i = 0; i < executor.threads(); ++i)
       workers.push_back({QueryTile(type, p.q.dim, p.v.dim), state.MakeScratch(kTileRows),
                          Matrix<float>(kTileRows, p.q.dim), Matrix<float>(kTileRows, p.v.dim)});

@@ -93,6 +93,7 @@ Status RunPairs(Executor& executor, const PolyForm& form, const Problem& p, cons
   std::vector<float> keys(size_t(blocks * block * dim)), values(size_t(nk * dv)),
       rows(size_t(executor.threads() * block * dim));
   std::vector<PolyTile> workers;
+  workers.reserve(size_t(executor.threads()));
   for (int i = 0; i < executor.threads(); ++i) workers.emplace_back(form, kSlice, dv);
   std::atomic<bool> finite{true};
   for (int64_t kv = 0; kv < p.k.heads; ++kv) {

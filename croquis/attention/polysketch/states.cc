@@ -172,8 +172,8 @@ Status StateRun::Run(RunReport* report) {
   report->pairs = features * (double(p_.k.heads * p_.k.rows) + double(p_.q.heads * p_.q.rows));
   if (p_.mask.causal)
     for (int64_t i = 0; i < p_.q.rows; ++i) {
-      const int64_t last = p_.Visible(i).last;
-      if (last > 0) report->pairs += double(p_.q.heads * (last - (last - 1) / block_ * block_));
+      const int64_t last = p_.Visible(i).last, before = last > 0 ? (last - 1) / block_ * block_ : 0;
+      report->pairs += double(p_.q.heads * (last - before));
     }
   if (finite_) return {};
   return Numeric("polysketch: weights of degree " + std::to_string(form_.config().degree) +

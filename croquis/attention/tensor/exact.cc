@@ -63,6 +63,7 @@ struct RowRunner {
 void RunExact(Executor& executor, const Problem& p, const Output& output, std::span<const int64_t> rows) {
   const int64_t nq = p.q.rows, dim = p.q.dim, dv = p.v.dim;
   std::vector<std::unique_ptr<RowRunner>> workers;
+  workers.reserve(size_t(executor.threads()));
   for (int i = 0; i < executor.threads(); ++i) workers.push_back(std::make_unique<RowRunner>(dim, dv));
   KeySet second(TileType::kF32, p.k.rows, dim, dv);
   for (size_t begin = 0; begin < rows.size();) {
