@@ -102,7 +102,17 @@ void QueryTile::Clear() {
   std::fill_n(sums_.data(), rows_ * sums_.cols(), 0.f);
 }
 
-void QueryTile::Attend(const KeySet& keys, int64_t begin, int64_t end) { Run(keys, begin, end, nullptr, nullptr); }
+void QueryTile::Attend(const KeySet& keys, int64_t begin, int64_t end) {
+  Run(keys, begin, end, nullptr, nullptr, keys.bias_.empty() ? nullptr : keys.bias_.data());
+}
+
+void QueryTile::Attend(const KeySet& keys, int64_t begin, int64_t end, std::span<const float> log_weights) {
+  CROQUIS_DCHECK(int64_t(log_weights.size()) == end - begin);
+  if (bias_.size() < size_t(end)) bias_.resize(size_t(keys.blocks() * kTileKeys));
+  for (int64_t slot = begin; slot < end; ++slot)
+    bias_[size_t(slot)] = std::max(simd::kMasked, log_weights[size_t(slot - begin)] * kLog2E);
+  Run(keys, begin, end, nullptr, nullptr, bias_.data());
+}
 
 void QueryTile::Attend(const KeySet& keys, int64_t begin, int64_t end, std::span<const Range> visible) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
@@ -110,10 +120,11 @@ void QueryTile::Attend(const KeySet& keys, int64_t begin, int64_t end, std::span
     first_[size_t(r)] = int32_t(std::clamp<int64_t>(visible[size_t(r)].first, 0, kMost));
     last_[size_t(r)] = int32_t(std::clamp<int64_t>(visible[size_t(r)].last, 0, kMost));
   }
-  Run(keys, begin, end, first_.data(), last_.data());
+  Run(keys, begin, end, first_.data(), last_.data(), keys.bias_.empty() ? nullptr : keys.bias_.data());
 }
 
-void QueryTile::Run(const KeySet& keys, int64_t begin, int64_t end, const int32_t* first, const int32_t* last) {
+void QueryTile::Run(const KeySet& keys, int64_t begin, int64_t end, const int32_t* first, const int32_t* last,
+                    const float* bias) {
   CROQUIS_DCHECK(0 <= begin && end <= keys.keys_);
   if (begin >= end || rows_ == 0) return;
   simd::TileCall call;
@@ -125,7 +136,7 @@ void QueryTile::Run(const KeySet& keys, int64_t begin, int64_t end, const int32_
   call.begin = begin, call.end = end;
   call.scale = scale_;
   call.first = first, call.last = last;
-  call.bias = keys.bias_.empty() ? nullptr : keys.bias_.data();
+  call.bias = bias;
   if (!keys.factor_.empty()) call.row_factor = row_factor_.data(), call.key_factor = keys.factor_.data();
   call.max = max_.data(), call.mass = mass_.data();
   call.sums = sums_.View();

@@ -70,6 +70,10 @@ class QueryTile {
   // Row r takes in [begin, end) and visible[r] only.
   void Attend(const KeySet& keys, int64_t begin, int64_t end, std::span<const Range> visible);
 
+  // The same with other log-weights than the set's, one for each slot of [begin, end); kEmptyMax leaves a slot out. At
+  // least one must be left.
+  void Attend(const KeySet& keys, int64_t begin, int64_t end, std::span<const float> log_weights);
+
   // The state of a row; `a` stays the tile's. Valid until the next Load or Attend.
   Partial State(int64_t row);
   // Forgets what has been taken in, keeps the queries.
@@ -80,7 +84,8 @@ class QueryTile {
   float Finalize(int64_t row, std::span<float> out) { return attention::Finalize(State(row), out); }
 
  private:
-  void Run(const KeySet& keys, int64_t begin, int64_t end, const int32_t* first, const int32_t* last);
+  void Run(const KeySet& keys, int64_t begin, int64_t end, const int32_t* first, const int32_t* last,
+           const float* bias);
 
   simd::TileLayout layout_;
   const simd::TileKernels* kernels_;
@@ -88,7 +93,7 @@ class QueryTile {
   float scale_ = 1;
   Buffer queries_, scratch_;
   Matrix<float> sums_;
-  std::vector<float> max_, mass_, row_factor_;
+  std::vector<float> max_, mass_, row_factor_, bias_;
   std::vector<int32_t> first_, last_;
 };
 

@@ -37,7 +37,7 @@ double LargestNorm(const RowsView& v) {
 }  // namespace
 
 void Engine::Certify(int64_t kv, RunReport* report) {
-  const double floor = 1e-3 * LargestNorm(problem_.v.Head(kv));
+  const double floor = 1e-3 * LargestNorm(head_.v.Head(0));
   const std::vector<ProbeResult> probes = Probe(kv, floor);
   for (int64_t g = 0; g < problem_.Group(); ++g) {
     std::vector<int32_t> failed;
@@ -120,8 +120,8 @@ std::vector<Engine::ProbeResult> Engine::Probe(int64_t kv, double floor) {
   executor_.ParallelFor(group * parts, [&](int64_t task, int worker) {
     Worker& w = workers_[size_t(worker)];
     const int64_t part = task % parts;
-    AttendExactly(kv, task / parts, results[size_t(task / parts)].rows,
-                  {part * kPart, std::min(nk, (part + 1) * kPart)}, w);
+    AttendExactly(task / parts, results[size_t(task / parts)].rows, {part * kPart, std::min(nk, (part + 1) * kPart)},
+                  w);
     for (int64_t i = 0; i < n; ++i) {
       const Partial now = w.tile.State(i);
       std::copy(now.a.begin(), now.a.end(), sums.Row(task * n + i));
@@ -147,9 +147,9 @@ std::vector<Engine::ProbeResult> Engine::Probe(int64_t kv, double floor) {
 }
 
 // Up to 64 rows against a part of all keys. Without a mask keys are taken in hash order: the globals, then the sorted.
-void Engine::AttendExactly(int64_t kv, int64_t g, std::span<const int32_t> rows, Range part, Worker& w) {
+void Engine::AttendExactly(int64_t g, std::span<const int32_t> rows, Range part, Worker& w) {
   const auto n = int64_t(rows.size());
-  w.tile.Load(problem_.q.Head(kv * problem_.Group() + g), n, problem_.scale, rows);
+  w.tile.Load(head_.q.Head(g), n, problem_.scale, rows);
   if (in_order_.keys() > 0) {
     for (int64_t i = 0; i < n; ++i) {
       w.visible[size_t(i)] = problem_.Visible(rows[size_t(i)]);
@@ -173,10 +173,9 @@ void Engine::Recompute(int64_t kv, int64_t g, const std::vector<int32_t>& rows) 
     Worker& w = workers_[size_t(worker)];
     const auto of_tile =
         std::span(rows).subspan(size_t(task * kTileRows), size_t(std::min(kTileRows, n - task * kTileRows)));
-    AttendExactly(kv, g, of_tile, {0, problem_.k.rows}, w);
+    AttendExactly(g, of_tile, {0, problem_.k.rows}, w);
     for (size_t i = 0; i < of_tile.size(); ++i) {
-      const std::span<float> out{Sums(kv, g, of_tile[i]), size_t(problem_.v.dim)};
-      const float lse = w.tile.Finalize(int64_t(i), out);
+      const float lse = w.tile.Finalize(int64_t(i), Answer(kv, g, of_tile[i]));
       if (output_.lse != nullptr) output_.lse[(kv * problem_.Group() + g) * problem_.q.rows + of_tile[i]] = lse;
     }
   });

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "croquis/simd/dense_kernels.h"
 #include "croquis/simd/row_kernels.h"
@@ -11,6 +12,24 @@ namespace {
 
 // Without a mask every key is among the sorted ones; keys in order are needed where something is exact.
 bool NeedsKeysInOrder(const Problem& p, const Plan& plan) { return p.mask.causal || plan.segments == 0; }
+
+int64_t CopyBytes(const Problem& p) {
+  return p.Group() * p.q.rows * p.q.dim * simd::RowTypeBytes(p.q.type) +
+         p.k.rows * (p.k.dim * simd::RowTypeBytes(p.k.type) + p.v.dim * simd::RowTypeBytes(p.v.type));
+}
+
+// The problem of a single kv head whose tensors lie one behind the other in `copy` (or nowhere yet, if it is empty).
+Problem OneKvHead(const Problem& p, const Buffer& copy) {
+  Problem one = p;
+  const std::byte* at = copy.data();
+  const auto place = [&at](TensorView& t, int64_t heads) {
+    t.data = at, t.heads = heads, t.row_stride = t.dim, t.head_stride = t.rows * t.dim;
+    at += heads * t.head_stride * simd::RowTypeBytes(t.type);
+  };
+  if (copy.size() == 0) return one;
+  place(one.q, p.Group()), place(one.k, 1), place(one.v, 1);
+  return one;
+}
 
 }  // namespace
 
@@ -22,8 +41,10 @@ Engine::Engine(Executor& executor, const Problem& problem, const Output& output,
       options_(options),
       plan_(plan),
       type_(type),
-      index_(problem, options, plan),
-      level_keys_(type, problem, options, plan, executor.threads()),
+      copy_(plan.segments > 0 ? size_t(CopyBytes(problem)) : 0),
+      head_(OneKvHead(problem, copy_)),
+      index_(head_, options, plan),
+      level_keys_(type, head_, options, plan),
       in_order_(type, NeedsKeysInOrder(problem, plan) ? problem.k.rows : 0, problem.k.dim, problem.v.dim),
       certify_(options.residual == Residual::kStratified || options.residual == Residual::kUniform) {
   const int64_t group = problem.Group();
@@ -49,6 +70,7 @@ Engine::Engine(Executor& executor, const Problem& problem, const Output& output,
   }
   for (int i = 0; i < executor.threads(); ++i) workers_.emplace_back(type, problem.k.dim, problem.v.dim);
   const auto states = size_t(group * problem.q.rows);
+  sums_ = Matrix<float>(int64_t(states), problem.v.dim);
   max_.resize(states), mass_.resize(states), deviation_.resize(states);
   if (certify_) mass_deviation_.resize(states);
 }
@@ -74,22 +96,55 @@ int64_t Engine::Bytes(const Problem& p, const Plan& plan, TileType type) {
          4 * int64_t(plan.spans.size()) * p.k.dim * p.v.dim + 16 * p.Group() * p.q.rows;
 }
 
+void Engine::TakeHead(int64_t kv) {
+  const int64_t group = problem_.Group();
+  const auto slice = [](const TensorView& t, int64_t first, int64_t heads) {
+    TensorView x = t;
+    x.data = t.Head(first).data, x.heads = heads;
+    return x;
+  };
+  const TensorView from[] = {slice(problem_.q, kv * group, group), slice(problem_.k, kv, 1), slice(problem_.v, kv, 1)};
+  TensorView* const to[] = {&head_.q, &head_.k, &head_.v};
+  if (copy_.size() == 0) {
+    for (int i = 0; i < 3; ++i) *to[i] = from[i];
+    return;
+  }
+  constexpr int64_t kRows = 1024;
+  for (int i = 0; i < 3; ++i) {
+    const int64_t pieces = (from[i].rows + kRows - 1) / kRows, bytes = from[i].dim * simd::RowTypeBytes(from[i].type);
+    executor_.ParallelFor(from[i].heads * pieces, [&](int64_t task, int) {
+      const RowsView source = from[i].Head(task / pieces), target = to[i]->Head(task / pieces);
+      // The copy is ours to write; views are of constant rows.
+      std::byte* const base = copy_.data() + (target.data - copy_.data());
+      for (int64_t r = task % pieces * kRows; r < std::min(source.rows, (task % pieces + 1) * kRows); ++r)
+        std::memcpy(base + r * bytes, source.Row(r), size_t(bytes));
+    });
+  }
+}
+
 void Engine::RunHead(int64_t kv, RunReport* report) {
+  TakeHead(kv);
   for (Worker& w : workers_) w.pairs = 0;
   std::fill(max_.begin(), max_.end(), kEmptyMax);
   std::fill(mass_.begin(), mass_.end(), 0.f);
   std::fill(deviation_.begin(), deviation_.end(), 0.f);
   std::fill(mass_deviation_.begin(), mass_deviation_.end(), 0.f);
-  if (in_order_.keys() > 0) in_order_.Pack(executor_, problem_.k.Head(kv), problem_.v.Head(kv));
+  if (in_order_.keys() > 0) in_order_.Pack(executor_, head_.k.Head(0), head_.v.Head(0));
   index_.Build(executor_, kv);
   executor_.ParallelFor(int64_t(leaf_tiles_.size()), [&](int64_t i, int worker) {
     const Tile& t = leaf_tiles_[size_t(i)];
-    RunLeaf(*t.segment, kv, t.g, t.first, workers_[size_t(worker)]);
+    RunLeaf(*t.segment, t.g, t.first, workers_[size_t(worker)]);
   });
   for (size_t level = 0; level < plan_.levels.size(); ++level) {
     if (plan_.levels[level].slots > 0) level_keys_.Fill(executor_, index_, level, kv);
-    executor_.ParallelFor(int64_t(tiles_[level].size()), [&](int64_t i, int worker) {
-      RunTile(tiles_[level][size_t(i)], kv, workers_[size_t(worker)]);
+    // Rows lie scattered: while a tile is worked on, the next one's are fetched.
+    constexpr int64_t kRun = 4;
+    const auto tiles = int64_t(tiles_[level].size());
+    executor_.ParallelFor((tiles + kRun - 1) / kRun, [&](int64_t run, int worker) {
+      for (int64_t i = run * kRun; i < std::min(tiles, (run + 1) * kRun); ++i) {
+        if (i + 1 < std::min(tiles, (run + 1) * kRun)) Fetch(tiles_[level][size_t(i + 1)]);
+        RunTile(tiles_[level][size_t(i)], workers_[size_t(worker)]);
+      }
     });
   }
   Finish(kv);
@@ -98,9 +153,9 @@ void Engine::RunHead(int64_t kv, RunReport* report) {
 }
 
 // A tile of rows against the keys of its leaf up to its own position.
-void Engine::RunLeaf(const Segment& leaf, int64_t kv, int64_t g, int64_t first, Worker& w) {
-  const int64_t rows = std::min(kTileRows, leaf.rows.last - first), h = kv * problem_.Group() + g;
-  w.tile.Load(problem_.q.Head(h).Rows(first, rows), rows, problem_.scale);
+void Engine::RunLeaf(const Segment& leaf, int64_t g, int64_t first, Worker& w) {
+  const int64_t rows = std::min(kTileRows, leaf.rows.last - first);
+  w.tile.Load(head_.q.Head(g).Rows(first, rows), rows, problem_.scale);
   int64_t last = leaf.keys.first;
   for (int64_t r = 0; r < rows; ++r) {
     w.visible[size_t(r)] = {leaf.keys.first, std::min(leaf.keys.last, problem_.Visible(first + r).last)};
@@ -108,18 +163,18 @@ void Engine::RunLeaf(const Segment& leaf, int64_t kv, int64_t g, int64_t first, 
     w.pairs += double(w.visible[size_t(r)].size());
   }
   w.tile.Attend(in_order_, leaf.keys.first, last, {w.visible.data(), size_t(rows)});
-  for (int64_t r = 0; r < rows; ++r) Store(kv, g, first + r, r, w);
+  for (int64_t r = 0; r < rows; ++r) Store(g, first + r, r, w);
 }
 
-void Engine::RunTile(const Tile& t, int64_t kv, Worker& w) {
+void Engine::RunTile(const Tile& t, Worker& w) {
   const Segment& s = *t.segment;
-  const RowsView q = problem_.q.Head(kv * problem_.Group() + t.g);
+  const RowsView q = head_.q.Head(t.g);
   if (s.exact) {
     const int64_t first = s.rows.first + t.first;
     w.tile.Load(q.Rows(first, t.rows), t.rows, problem_.scale);
-    for (int64_t r = 0; r < t.rows; ++r) Restore(kv, t.g, first + r, r, w);
+    for (int64_t r = 0; r < t.rows; ++r) Restore(t.g, first + r, r, w);
     w.tile.Attend(in_order_, s.keys.first, s.keys.last);
-    for (int64_t r = 0; r < t.rows; ++r) Store(kv, t.g, first + r, r, w);
+    for (int64_t r = 0; r < t.rows; ++r) Store(t.g, first + r, r, w);
     w.pairs += double(t.rows * s.keys.size());
     return;
   }
@@ -129,7 +184,7 @@ void Engine::RunTile(const Tile& t, int64_t kv, Worker& w) {
   if (moment) RowFactors(t, rows, w);
   w.tile.Load(q, t.rows, problem_.scale, rows,
               moment ? std::span<const float>(w.factors).first(size_t(t.rows)) : std::span<const float>());
-  for (int64_t r = 0; r < t.rows; ++r) Restore(kv, t.g, rows[size_t(r)], r, w);
+  for (int64_t r = 0; r < t.rows; ++r) Restore(t.g, rows[size_t(r)], r, w);
   if (moment) {
     AttendResiduals(t, 0, w);
     AddShares(t, rows, w);
@@ -147,7 +202,19 @@ void Engine::RunTile(const Tile& t, int64_t kv, Worker& w) {
       AddSpread(t, rows, w);
     }
   }
-  for (int64_t r = 0; r < t.rows; ++r) Store(kv, t.g, rows[size_t(r)], r, w);
+  for (int64_t r = 0; r < t.rows; ++r) Store(t.g, rows[size_t(r)], r, w);
+}
+
+void Engine::Fetch(const Tile& t) {
+  if (t.segment->exact) return;
+  constexpr int64_t kLine = 64;
+  const RowsView q = head_.q.Head(t.g);
+  const int64_t q_bytes = q.dim * simd::RowTypeBytes(q.type), bytes = problem_.v.dim * int64_t(sizeof(float));
+  for (const int32_t row : index_.SortedRows(*t.segment, t.g).subspan(size_t(t.first), size_t(t.rows))) {
+    for (int64_t at = 0; at < q_bytes; at += kLine) __builtin_prefetch(q.Row(row) + at, 0, 2);
+    const auto* const sums = reinterpret_cast<const std::byte*>(Sums(t.g, row).data());
+    for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(sums + at, 1, 2);
+  }
 }
 
 // The ranks of keys that each row of a tile meets one by one. Rows of a tile share them, unless no row may depend on
@@ -156,12 +223,14 @@ void Engine::Windows(const Tile& t, std::span<const uint16_t> codes, Worker& w) 
   const Segment& s = *t.segment;
   const int64_t m = s.sorted(), blocks = (m + s.block - 1) / s.block, each = (s.rows.size() + blocks - 1) / blocks;
   const bool by_rank = options_.match == Match::kRank, whole_cells = options_.residual == Residual::kMoment;
-  // Where residuals are cells windows consist of whole ones: the nearest, and at least that in the middle.
+  // Where residuals are cells windows consist of whole ones, and of whole blocks where cells fit into them: the
+  // nearest, and at least that in the middle.
+  const int64_t unit = kTileKeys % s.cell == 0 && s.block >= kTileKeys ? kTileKeys : s.cell;
   const auto whole = [&](Range x) {
     if (!whole_cells || x.size() == 0) return x;
-    Range cells{(x.first + s.cell / 2) / s.cell, (x.last + s.cell / 2) / s.cell};
-    if (cells.size() == 0) cells.first = (x.first + x.last) / 2 / s.cell, cells.last = cells.first + 1;
-    return Range{cells.first * s.cell, std::min(m, cells.last * s.cell)};
+    Range pieces{(x.first + unit / 2) / unit, (x.last + unit / 2) / unit};
+    if (pieces.size() == 0) pieces.first = (x.first + x.last) / 2 / unit, pieces.last = pieces.first + 1;
+    return Range{pieces.first * unit, std::min(m, pieces.last * unit)};
   };
   Range shared{m, 0};
   for (int64_t r = 0; r < t.rows; ++r) {
@@ -217,6 +286,21 @@ void Engine::AttendResiduals(const Tile& t, int half, Worker& w) {
     const bool repeats = r > 0 && w.windows[size_t(r)].first == w.windows[size_t(r - 1)].first &&
                          w.windows[size_t(r)].last == w.windows[size_t(r - 1)].last;
     w.visible[size_t(r)] = repeats ? w.visible[size_t(r - 1)] : level_keys_.Inside(s, half, w.windows[size_t(r)]);
+  }
+  const bool shared = std::all_of(w.visible.begin(), w.visible.begin() + t.rows, [&](Range v) {
+    return v.first == w.visible[0].first && v.last == w.visible[0].last;
+  });
+  if (shared && options_.residual == Residual::kMoment) {
+    // One pass over whole blocks is quicker than two over what is left of and right of the window.
+    const Range inside = w.visible[0];
+    if (inside.size() >= n) return;
+    const std::span<const float> weights = level_keys_.LogWeights(s);
+    w.log_weights.assign(size_t(s.ResidualSlots()), kEmptyMax);
+    std::copy(weights.begin(), weights.begin() + inside.first, w.log_weights.begin());
+    std::copy(weights.begin() + inside.last, weights.end(), w.log_weights.begin() + inside.last);
+    w.tile.Attend(level_keys_.residual(), s.residual_slot, s.residual_slot + s.ResidualSlots(), w.log_weights);
+    w.pairs += double(t.rows * (n - inside.size()));
+    return;
   }
   AttendRun(level_keys_.residual(), s.residual_slot + half * s.ResidualHalf(), n, t.rows, false, w);
 }
@@ -284,14 +368,14 @@ void Engine::AddSpread(const Tile& t, std::span<const int32_t> rows, Worker& w) 
   }
 }
 
-void Engine::Restore(int64_t kv, int64_t g, int64_t row, int64_t at, Worker& w) {
+void Engine::Restore(int64_t g, int64_t row, int64_t at, Worker& w) {
   const size_t state = State(g, row);
   w.reference[size_t(at)] = max_[state];
   if (mass_[state] == 0) return;
-  w.tile.Merge(at, {max_[state], mass_[state], {Sums(kv, g, row), size_t(problem_.v.dim)}});
+  w.tile.Merge(at, {max_[state], mass_[state], Sums(g, row)});
 }
 
-void Engine::Store(int64_t kv, int64_t g, int64_t row, int64_t at, Worker& w) {
+void Engine::Store(int64_t g, int64_t row, int64_t at, Worker& w) {
   const Partial now = w.tile.State(at);
   const size_t state = State(g, row);
   if (deviation_[state] != 0 && w.reference[size_t(at)] != now.m) {
@@ -300,7 +384,7 @@ void Engine::Store(int64_t kv, int64_t g, int64_t row, int64_t at, Worker& w) {
     if (certify_) mass_deviation_[state] *= age * age;
   }
   max_[state] = now.m, mass_[state] = now.l;
-  std::copy(now.a.begin(), now.a.end(), Sums(kv, g, row));
+  std::copy(now.a.begin(), now.a.end(), Sums(g, row).begin());
 }
 
 // To first order the mean value of a cell, seen by q, is v_c + scale C q with C the covariance of values and keys
@@ -338,7 +422,7 @@ void Engine::FinishTile(const Tile& t, int64_t kv, Worker& w) {
   const Slope& slope = slopes_[t.index];
   const bool step = slope.covariance.rows() > 0;
   if (step) {
-    const RowsView q = problem_.q.Head(h);
+    const RowsView q = head_.q.Head(t.g);
     ReadRows(q, t.first, t.rows, w.queries.data());
     std::fill_n(w.steps.begin(), t.rows * width, 0.f);
     simd::Dense().small_gemm(w.queries.data(), dim, slope.covariance.data(), width, w.steps.data(), width, t.rows,
@@ -346,16 +430,16 @@ void Engine::FinishTile(const Tile& t, int64_t kv, Worker& w) {
   }
   for (int64_t r = 0; r < t.rows; ++r) {
     const size_t state = State(t.g, t.first + r);
-    const std::span<float> out{Sums(kv, t.g, t.first + r), size_t(width)};
+    const std::span<float> sums = Sums(t.g, t.first + r);
     if (step && deviation_[state] > 0) {
       // Beyond s^2 = 2 ln n (see RowFactors) the largest term of a cell rules, and the step is cut there.
       const double variance =
           double(problem_.scale) * double(problem_.scale) * double(index_.RowSquare(t.g, t.first + r)) * slope.spread;
       const double cut = variance <= 2 * slope.entropy ? 1 : std::sqrt(2 * slope.entropy / variance);
       const float weight = deviation_[state] * problem_.scale * float(cut);
-      simd::RowLoops().add_scaled(w.steps.data() + r * width, width, weight, 1, out.data());
+      simd::RowLoops().add_scaled(w.steps.data() + r * width, width, weight, 1, sums.data());
     }
-    const float lse = Finalize({max_[state], mass_[state], out}, out);
+    const float lse = Finalize({max_[state], mass_[state], sums}, Answer(kv, t.g, t.first + r));
     if (output_.lse != nullptr) output_.lse[h * problem_.q.rows + t.first + r] = lse;
   }
 }

@@ -31,6 +31,7 @@ class Engine {
     std::vector<float> reference;  // of each row: what its deviations are relative to
     std::vector<float> factors;
     std::vector<Range> windows, visible;
+    std::vector<float> log_weights;
     double pairs = 0;
   };
   struct Tile {  // of a segment
@@ -39,8 +40,10 @@ class Engine {
     int64_t g, first, rows;  // in the order of codes; of the order of rows where the segment is exact
   };
 
-  void RunLeaf(const Segment& leaf, int64_t kv, int64_t g, int64_t first, Worker& w);
-  void RunTile(const Tile& t, int64_t kv, Worker& w);
+  void TakeHead(int64_t kv);
+  void RunLeaf(const Segment& leaf, int64_t g, int64_t first, Worker& w);
+  void RunTile(const Tile& t, Worker& w);
+  void Fetch(const Tile& t);
   void Windows(const Tile& t, std::span<const uint16_t> codes, Worker& w) const;
   void AttendResiduals(const Tile& t, int half, Worker& w);
   void AttendRun(const KeySet& keys, int64_t base, int64_t n, int64_t rows, bool inside, Worker& w);
@@ -48,8 +51,8 @@ class Engine {
   void RowFactors(const Tile& t, std::span<const int32_t> rows, Worker& w) const;
   void KeepState(Worker& w, int64_t rows, std::vector<float>& m, std::vector<float>& l, std::vector<float>& a);
   void AddSpread(const Tile& t, std::span<const int32_t> rows, Worker& w);
-  void Restore(int64_t kv, int64_t g, int64_t row, int64_t at, Worker& w);
-  void Store(int64_t kv, int64_t g, int64_t row, int64_t at, Worker& w);
+  void Restore(int64_t g, int64_t row, int64_t at, Worker& w);
+  void Store(int64_t g, int64_t row, int64_t at, Worker& w);
   void MakeSlopes();
   void Finish(int64_t kv);
   void FinishTile(const Tile& t, int64_t kv, Worker& w);
@@ -64,16 +67,14 @@ class Engine {
                    RunReport* report) const;
   std::vector<int32_t> ProbeRows(int64_t head) const;
   std::vector<ProbeResult> Probe(int64_t kv, double floor);
-  void AttendExactly(int64_t kv, int64_t g, std::span<const int32_t> rows, Range part, Worker& w);
+  void AttendExactly(int64_t g, std::span<const int32_t> rows, Range part, Worker& w);
   void Recompute(int64_t kv, int64_t g, const std::vector<int32_t>& rows);
 
   size_t State(int64_t g, int64_t row) const { return size_t(g * problem_.q.rows + row); }
-  std::span<const float> Answer(int64_t kv, int64_t g, int64_t row) const {
+  std::span<float> Answer(int64_t kv, int64_t g, int64_t row) const {
     return output_.Head(kv * problem_.Group() + g, problem_.q.rows, problem_.v.dim)[row];
   }
-  float* Sums(int64_t kv, int64_t g, int64_t row) {
-    return output_.Head(kv * problem_.Group() + g, problem_.q.rows, problem_.v.dim).Row(row);
-  }
+  std::span<float> Sums(int64_t g, int64_t row) { return {sums_.Row(int64_t(State(g, row))), size_t(problem_.v.dim)}; }
 
   Executor& executor_;
   const Problem& problem_;
@@ -81,6 +82,10 @@ class Engine {
   const Options& options_;
   const Plan& plan_;
   TileType type_;
+  // One kv head and its queries, copied to memory of large pages: rows are gathered many times, and over small pages
+  // most gathers miss the table of pages.
+  Buffer copy_;
+  Problem head_;
   Index index_;
   LevelKeys level_keys_;
   KeySet in_order_;                            // empty where no part is exact
@@ -94,6 +99,7 @@ class Engine {
   };
   std::vector<Slope> slopes_;
   std::vector<Worker> workers_;
+  Matrix<float> sums_;                             // of each row
   std::vector<float> max_, mass_;                  // natural
   std::vector<float> deviation_, mass_deviation_;  // relative to e^max: see AddSpread
 };

@@ -16,7 +16,7 @@ constexpr ParamInfo kParams[] = {
     {"hash_bits", "0", 0, kDirections, {}, "bits of a hash; 0: by length, 7 for paper"},
     {"min_length", "2048", 16, kManyKeys, {}, "so many keys or fewer are attended exactly"},
     {"global", "64", 0, 4096, {}, "v2: keys every query meets exactly: sinks, along the mean query, far from the mean"},
-    {"recent", "64", 0, 4096, {}, "v2, causal: last keys of a segment, which are global too"},
+    {"recent", "16", 0, 4096, {}, "v2, causal: of these, the last keys of a segment"},
     {"residual", "auto", 0, 0, "auto|moment|stratified|uniform|sinks",
      "what stands for other keys; auto: moment, uniform for paper"},
     {"match", "auto", 0, 0, "auto|code|rank", "how windows are found; auto: code, rank for paper"},

@@ -72,7 +72,7 @@ Range Index::CodeWindow(const Segment& s, uint32_t code) const {
 void Index::Build(Executor& executor, int64_t kv) {
   if (segments_.empty()) return;
   MakeProbes(executor, kv);
-  Project(executor, kv);
+  Project(executor);
   const auto chunks = int64_t(chunks_.size()), segments = int64_t(segments_.size());
   executor.ParallelFor(chunks, [&](int64_t i, int) { Survey(chunks_[size_t(i)], size_t(i)); });
   executor.ParallelFor(segments, [&](int64_t i, int) { Decide(size_t(i)); });
@@ -89,7 +89,7 @@ Range Index::PastRows() const {
 }
 
 void Index::MakeProbes(Executor& executor, int64_t kv) {
-  const RowsView k = problem_.k.Head(kv);
+  const RowsView k = problem_.k.Head(0);
   const int64_t dim = k.dim;
   const Stream random = Stream{options_.seed, kPurpose}.Sub(uint64_t(kv));
   const Range past = options_.strict && problem_.mask.causal ? PastRows() : Range{0, k.rows};
@@ -105,7 +105,7 @@ void Index::MakeProbes(Executor& executor, int64_t kv) {
   const int64_t heads = std::min(problem_.Group(), kMostHeads);
   executor.ParallelFor(heads + 1, [&](int64_t c, int) {
     const bool key = c == heads;
-    const RowsView from = key ? k : problem_.q.Head(kv * problem_.Group() + c);
+    const RowsView from = key ? k : problem_.q.Head(c);
     const int64_t offset = problem_.mask.causal ? problem_.mask.offset : 0;
     const Range rows = key ? past
                        : options_.strict && problem_.mask.causal
@@ -121,7 +121,7 @@ void Index::MakeProbes(Executor& executor, int64_t kv) {
   });
 }
 
-void Index::Project(Executor& executor, int64_t kv) {
+void Index::Project(Executor& executor) {
   constexpr int64_t kRows = 64;
   const int64_t group = problem_.Group(), dim = problem_.k.dim, heads = std::min(group, kMostHeads);
   const int64_t key_tasks = (problem_.k.rows + kRows - 1) / kRows, row_tasks = (problem_.q.rows + kRows - 1) / kRows;
@@ -129,7 +129,7 @@ void Index::Project(Executor& executor, int64_t kv) {
   executor.ParallelFor(key_tasks + group * row_tasks, [&](int64_t task, int worker) {
     const bool key = task < key_tasks;
     const int64_t g = key ? 0 : (task - key_tasks) / row_tasks;
-    const RowsView from = key ? problem_.k.Head(kv) : problem_.q.Head(kv * group + g);
+    const RowsView from = key ? problem_.k.Head(0) : problem_.q.Head(g);
     const int64_t first = (key ? task : (task - key_tasks) % row_tasks) * kRows, n = std::min(kRows, from.rows - first);
     const float* rows = reinterpret_cast<const float*>(from.Row(first));
     int64_t stride = from.stride;

@@ -15,11 +15,11 @@ namespace croquis::attention::hyper {
 
 class Index {
  public:
-  // Takes the memory for heads of a problem's shape.
+  // Takes the memory for a problem of one kv head, which is read again by each Build.
   Index(const Problem& problem, const Options& options, const Plan& plan);
   static int64_t Bytes(const Problem& problem, const Plan& plan);
 
-  // Hashes and sorts kv head `kv` and its queries.
+  // Hashes and sorts keys and queries. kv: numbers the random directions.
   void Build(Executor& executor, int64_t kv);
 
   // Keys of a level's slots: a segment's globals at its slot, sorted keys from SortedSlot() on.
@@ -49,7 +49,7 @@ class Index {
   using Sums = std::array<double, kWidth>;
 
   void MakeProbes(Executor& executor, int64_t kv);
-  void Project(Executor& executor, int64_t kv);
+  void Project(Executor& executor);
   void Survey(const Chunk& chunk, size_t at);
   static void Best(const std::vector<float>& numbers, const Chunk& chunk, size_t most, std::vector<Candidate>& heap);
   void Decide(size_t segment);

@@ -8,6 +8,7 @@
 namespace croquis::attention::hyper {
 namespace {
 
+constexpr int64_t kUnit = 256;  // keys of a task, at least
 constexpr uint64_t kPurpose = Purpose("attention.hyper.samples");
 
 int64_t MostSlots(const Plan& plan) {
@@ -27,7 +28,7 @@ int64_t MostCovarianceRows(const Plan& plan) {
 }
 }  // namespace
 
-LevelKeys::LevelKeys(TileType type, const Problem& problem, const Options& options, const Plan& plan, int threads)
+LevelKeys::LevelKeys(TileType type, const Problem& problem, const Options& options, const Plan& plan)
     : problem_(problem),
       options_(options),
       plan_(plan),
@@ -36,17 +37,22 @@ LevelKeys::LevelKeys(TileType type, const Problem& problem, const Options& optio
   const auto residuals = size_t(MostResiduals(plan));
   const int64_t dim = problem.k.dim, width = problem.v.dim;
   const bool moment = options.residual == Residual::kMoment;
-  for (int i = 0; i < threads; ++i)
-    scratch_.push_back({std::vector<float>(size_t(kTileKeys * dim)), std::vector<float>(size_t(kTileKeys * width)),
-                        std::vector<float>(size_t(dim + width))});
-  in_block_.resize(residuals), ranks_.resize(residuals), picks_.resize(residuals), cell_spread_.resize(residuals);
+  ranks_.resize(residuals), picks_.resize(residuals), cell_spread_.resize(residuals), log_weights_.resize(residuals);
   counts_.resize(residuals / kTileKeys);
-  for (size_t i = 0; i < residuals; ++i) in_block_[i] = int32_t(i) % int32_t(kTileKeys);
   if (moment) {
     centred_keys_ = Matrix<float>(MostCovarianceRows(plan), dim);
     centred_values_ = Matrix<float>(MostCovarianceRows(plan), width);
     for (size_t i = 0; i < plan.segments; ++i) covariances_.emplace_back(dim, width);
     spreads_.resize(plan.segments);
+    mean_keys_ = Matrix<float>(MostResiduals(plan), dim), mean_values_ = Matrix<float>(MostResiduals(plan), width);
+    for (const Level& level : plan.levels) {
+      units_.emplace_back();
+      for (const Segment& s : level.segments) {
+        const int64_t each = std::max<int64_t>(1, kUnit / s.cell);
+        for (int64_t at = 0; !s.exact && at < s.residuals; at += each)
+          units_.back().push_back({&s, {at, std::min(s.residuals, at + each)}});
+      }
+    }
   }
   // Tables are set up here, because slots are filled from several threads.
   if (residuals > 0) residual_.SetLogWeight(0, 0);
@@ -56,7 +62,7 @@ LevelKeys::LevelKeys(TileType type, const Problem& problem, const Options& optio
 int64_t LevelKeys::Bytes(TileType type, const Problem& p, const Plan& plan) {
   return int64_t(KeySet::Bytes(type, MostSlots(plan), p.k.dim, p.v.dim) +
                  KeySet::Bytes(type, MostResiduals(plan), p.k.dim, p.v.dim)) +
-         24 * MostResiduals(plan) + 4 * MostCovarianceRows(plan) * (p.k.dim + p.v.dim) +
+         (24 + 4 * (p.k.dim + p.v.dim)) * MostResiduals(plan) + 4 * MostCovarianceRows(plan) * (p.k.dim + p.v.dim) +
          4 * int64_t(plan.segments) * p.k.dim * p.v.dim;
 }
 
@@ -75,28 +81,48 @@ Range LevelKeys::Inside(const Segment& s, int half, Range window) const {
 }
 
 void LevelKeys::Fill(Executor& executor, const Index& index, size_t level, int64_t kv) {
-  const RowsView k = problem_.k.Head(kv), v = problem_.v.Head(kv);
+  const RowsView k = problem_.k.Head(0), v = problem_.v.Head(0);
   const std::span<const int32_t> order = index.Order(level);
   const std::vector<Segment>& segments = plan_.levels[level].segments;
-  const bool moment = options_.residual == Residual::kMoment;
-  if (!moment)
-    executor.ParallelFor(int64_t(segments.size()), [&](int64_t i, int) {
-      if (!segments[size_t(i)].exact) Draw(segments[size_t(i)], level, size_t(i), kv, order);
-    });
-  // Blocks of cells come first, they take longest.
-  const int64_t residual_blocks = plan_.levels[level].residual_slots / kTileKeys,
-                blocks = plan_.levels[level].slots / kTileKeys;
-  executor.ParallelFor(residual_blocks + blocks, [&](int64_t task, int worker) {
-    if (task >= residual_blocks) return sorted_.PackBlock(task - residual_blocks, k, v, order);
-    if (!moment) return residual_.PackBlock(task, k, v, picks_);
-    const auto s = std::partition_point(segments.begin(), segments.end(), [&](const Segment& x) {
-      return x.residual_slot + (x.exact ? 0 : x.ResidualSlots()) <= task * kTileKeys;
-    });
-    PackCells(index, *s, task, k, v, order, scratch_[size_t(worker)]);
-  });
-  if (!moment) return;
+  if (options_.residual == Residual::kMoment) return FillMoments(executor, index, level);
   executor.ParallelFor(int64_t(segments.size()), [&](int64_t i, int) {
-    if (!segments[size_t(i)].exact) Multiply(segments[size_t(i)]);
+    if (!segments[size_t(i)].exact) Draw(segments[size_t(i)], level, size_t(i), kv, order);
+  });
+  const int64_t blocks = plan_.levels[level].slots / kTileKeys,
+                residual_blocks = plan_.levels[level].residual_slots / kTileKeys;
+  executor.ParallelFor(blocks + residual_blocks, [&](int64_t task, int) {
+    if (task < blocks)
+      sorted_.PackBlock(task, k, v, order);
+    else
+      residual_.PackBlock(task - blocks, k, v, picks_);
+  });
+}
+
+// A cell's keys are summed and packed one after the other, while they are in the cache.
+void LevelKeys::FillMoments(Executor& executor, const Index& index, size_t level) {
+  const RowsView k = problem_.k.Head(0), v = problem_.v.Head(0);
+  const std::span<const int32_t> order = index.Order(level);
+  const std::vector<Unit>& units = units_[level];
+  executor.ParallelFor(int64_t(units.size()), [&](int64_t task, int) {
+    const Segment& s = *units[size_t(task)].segment;
+    const Range cells = units[size_t(task)].cells;
+    if (cells.first == 0)
+      for (int64_t slot = s.slot; slot < s.SortedSlot(); slot += kTileKeys)
+        sorted_.PackBlock(slot / kTileKeys, k, v, order);
+    int64_t packed = (cells.first * s.cell + kTileKeys - 1) / kTileKeys * kTileKeys;
+    for (int64_t cell = cells.first; cell < cells.last; ++cell) {
+      const int64_t first = cell * s.cell, last = std::min(first + s.cell, s.sorted());
+      AddCell(index, s, cell, order.subspan(size_t(s.SortedSlot() + first), size_t(last - first)), k, v);
+      for (; packed < last; packed += kTileKeys) sorted_.PackBlock((s.SortedSlot() + packed) / kTileKeys, k, v, order);
+    }
+  });
+  const int64_t blocks = plan_.levels[level].residual_slots / kTileKeys;
+  const std::vector<Segment>& segments = plan_.levels[level].segments;
+  executor.ParallelFor(blocks + int64_t(segments.size()), [&](int64_t task, int) {
+    if (task < blocks)
+      residual_.PackBlock(task, RowsView(mean_keys_.View()), RowsView(mean_values_.View()));
+    else if (const Segment& s = segments[size_t(task - blocks)]; !s.exact)
+      Multiply(s);
   });
 }
 
@@ -134,48 +160,33 @@ void LevelKeys::Draw(const Segment& s, size_t level, size_t at, int64_t kv, std:
   }
 }
 
-// 64 virtual keys: means of cells.
-void LevelKeys::PackCells(const Index& index, const Segment& s, int64_t block, const RowsView& k, const RowsView& v,
-                          std::span<const int32_t> order, Scratch& scratch) {
-  const int64_t first = block * kTileKeys - s.residual_slot, dim = k.dim, width = v.dim;
-  std::fill(scratch.keys.begin(), scratch.keys.end(), 0.f);
-  std::fill(scratch.values.begin(), scratch.values.end(), 0.f);
-  for (int64_t cell = first; cell < std::min(s.residuals, first + kTileKeys); ++cell) {
-    float* const key = scratch.keys.data() + (cell - first) * dim;
-    float* const value = scratch.values.data() + (cell - first) * width;
-    const int64_t at = cell * s.cell, n = std::min(s.cell, s.sorted() - at);
-    const auto members = order.subspan(size_t(s.SortedSlot() + at), size_t(n));
-    AddRows(k, members, key);
-    AddRows(v, members, value);
-    double squares = 0;
-    for (const int32_t member : members) squares += double(index.KeySquare(member));
-    const float inverse = 1 / float(n);
-    double mean_square = 0;
-    for (int64_t i = 0; i < dim; ++i) key[i] *= inverse, mean_square += double(key[i]) * double(key[i]);
-    for (int64_t i = 0; i < width; ++i) value[i] *= inverse;
-    const int64_t slot = s.residual_slot + cell;
-    cell_spread_[size_t(slot)] = float(std::max(0., squares / double(n) - mean_square) / double(dim));
-    residual_.SetLogWeight(slot, std::log(float(n)));
-    residual_.SetFactor(slot, cell_spread_[size_t(slot)]);
-    AddCovariance(s, cell, members, k, v, key, value, scratch.row.data());
-  }
-  residual_.PackBlock(block, RowsView(MatView<const float>(scratch.keys.data(), kTileKeys, dim)),
-                      RowsView(MatView<const float>(scratch.values.data(), kTileKeys, width)), in_block_);
-}
-
-// Some of a cell's keys and values less their means.
-void LevelKeys::AddCovariance(const Segment& s, int64_t cell, std::span<const int32_t> members, const RowsView& k,
-                              const RowsView& v, const float* key_mean, const float* value_mean, float* row) {
-  const int64_t each = s.covariance_rows / s.residuals, n = int64_t(members.size());
-  const auto centre = [row](const RowsView& from, int32_t member, const float* mean, float* to) {
-    ReadRows(from, member, 1, row);
-    for (int64_t i = 0; i < from.dim; ++i) to[i] = row[i] - mean[i];
-  };
+// A virtual key: the mean of a cell. Some of its keys and values, less their means, go into the covariance.
+void LevelKeys::AddCell(const Index& index, const Segment& s, int64_t cell, std::span<const int32_t> members,
+                        const RowsView& k, const RowsView& v) {
+  const int64_t slot = s.residual_slot + cell, n = int64_t(members.size()), dim = k.dim, width = v.dim;
+  float *const key = mean_keys_.Row(slot), *const value = mean_values_.Row(slot);
+  std::fill_n(key, dim, 0.f), std::fill_n(value, width, 0.f);
+  AddRows(k, members, key);
+  AddRows(v, members, value);
+  double squares = 0, mean_square = 0;
+  for (const int32_t member : members) squares += double(index.KeySquare(member));
+  const float inverse = 1 / float(n);
+  for (int64_t i = 0; i < dim; ++i) key[i] *= inverse, mean_square += double(key[i]) * double(key[i]);
+  for (int64_t i = 0; i < width; ++i) value[i] *= inverse;
+  cell_spread_[size_t(slot)] = float(std::max(0., squares / double(n) - mean_square) / double(dim));
+  residual_.SetLogWeight(slot, log_weights_[size_t(slot)] = std::log(float(n)));
+  residual_.SetFactor(slot, cell_spread_[size_t(slot)]);
+  const int64_t each = s.covariance_rows / s.residuals;
   for (int64_t t = 0; t < each; ++t) {
     const int32_t member = members[size_t((2 * t + 1) * n / (2 * each))];
-    const int64_t at = s.covariance_at + cell * each + t;
-    centre(k, member, key_mean, centred_keys_.Row(at));
-    centre(v, member, value_mean, centred_values_.Row(at));
+    float *const centred_key = centred_keys_.Row(s.covariance_at + cell * each + t), *const centred_value =
+                                                                                         centred_values_.Row(
+                                                                                             s.covariance_at +
+                                                                                             cell * each + t);
+    ReadRows(k, member, 1, centred_key);
+    ReadRows(v, member, 1, centred_value);
+    for (int64_t i = 0; i < dim; ++i) centred_key[i] -= key[i];
+    for (int64_t i = 0; i < width; ++i) centred_value[i] -= value[i];
   }
 }
 

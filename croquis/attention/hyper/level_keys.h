@@ -14,10 +14,10 @@ namespace croquis::attention::hyper {
 class LevelKeys {
  public:
   // Takes memory for the largest level.
-  LevelKeys(TileType type, const Problem& problem, const Options& options, const Plan& plan, int threads);
+  LevelKeys(TileType type, const Problem& problem, const Options& options, const Plan& plan);
   static int64_t Bytes(TileType type, const Problem& problem, const Plan& plan);
 
-  // Packs level `level` of kv head `kv`. random: where samples come from.
+  // Packs a level. kv: numbers the samples.
   void Fill(Executor& executor, const Index& index, size_t level, int64_t kv);
 
   const KeySet& sorted() const { return sorted_; }
@@ -25,33 +25,38 @@ class LevelKeys {
   // Residuals of half 0 or 1: how many, and those that stand for ranks inside of `window` (a run of them).
   int64_t Residuals(const Segment& s, int half) const;
   Range Inside(const Segment& s, int half, Range window) const;
+  // ln of the keys of each cell.
+  std::span<const float> LogWeights(const Segment& s) const {
+    return {log_weights_.data() + s.residual_slot, size_t(s.residuals)};
+  }
   // Covariance [dim, value_dim] of keys and values within a segment's cells, kept until it is filled for another head.
   MatView<const float> Covariance(const Segment& s) const { return covariances_[s.id].View(); }
   // Mean over cells of the variance of a key's coordinate within its cell.
   float Spread(const Segment& s) const { return spreads_[s.id]; }
 
  private:
-  struct Scratch {
-    std::vector<float> keys, values, row;
+  // Keys of a segment that one task takes: whole cells, and the blocks that begin among them.
+  struct Unit {
+    const Segment* segment;
+    Range cells;
   };
 
   void Draw(const Segment& s, size_t level, size_t at, int64_t kv, std::span<const int32_t> order);
-  void PackCells(const Index& index, const Segment& s, int64_t block, const RowsView& k, const RowsView& v,
-                 std::span<const int32_t> order, Scratch& scratch);
-  void AddCovariance(const Segment& s, int64_t cell, std::span<const int32_t> members, const RowsView& k,
-                     const RowsView& v, const float* key_mean, const float* value_mean, float* row);
+  void FillMoments(Executor& executor, const Index& index, size_t level);
+  void AddCell(const Index& index, const Segment& s, int64_t cell, std::span<const int32_t> members, const RowsView& k,
+               const RowsView& v);
   void Multiply(const Segment& s);
 
   const Problem& problem_;
   const Options& options_;
   const Plan& plan_;
   KeySet sorted_, residual_;
-  std::vector<Scratch> scratch_;
-  std::vector<int32_t> in_block_;                // slot % 64, to pack rows of a block's scratch
-  std::vector<int32_t> ranks_, picks_;           // of each residual slot: rank among the sorted keys, and the key
-  std::vector<int64_t> counts_;                  // of the half that begins at a block
-  std::vector<float> cell_spread_;               // of each residual slot
-  Matrix<float> centred_keys_, centred_values_;  // of the level, less the means of their cells
+  std::vector<std::vector<Unit>> units_;          // of each level
+  Matrix<float> mean_keys_, mean_values_;         // of each cell, by residual slot
+  std::vector<int32_t> ranks_, picks_;            // of each residual slot: rank among the sorted keys, and the key
+  std::vector<int64_t> counts_;                   // of the half that begins at a block
+  std::vector<float> cell_spread_, log_weights_;  // of each residual slot
+  Matrix<float> centred_keys_, centred_values_;   // of the level, less the means of their cells
   std::vector<Matrix<float>> covariances_;
   std::vector<float> spreads_;
 };

@@ -64,8 +64,8 @@ class Planner {
   Segment Approximate(Range keys, Range rows) const {
     Segment s{.keys = keys, .rows = rows};
     const int64_t n = keys.size();
-    s.recent = p_.mask.causal ? std::min(o_.recent, n) : 0;
-    s.globals = std::min(n, o_.globals + s.recent);
+    s.globals = std::min(n, o_.globals);
+    s.recent = p_.mask.causal ? std::min(o_.recent, s.globals) : 0;
     const int64_t m = s.sorted();
     // 128 cells, and more where they would hold more than sqrt(n) keys.
     const double each = std::max(16., std::min(double(n) / 128, std::sqrt(double(n))));
