@@ -7,6 +7,7 @@
 #include <numbers>
 #include <vector>
 
+#include "croquis/attention/edits/edited.h"
 #include "croquis/attention/observe.h"
 #include "croquis/attention/stream.h"
 #include "croquis/attention/workspace.h"
@@ -291,8 +292,12 @@ Status AttendAndAppend(Executor& executor, kvcache::KvCache& cache, const Attend
   CROQUIS_CHECK_OK(CheckQueries(cache.config(), options, q, k.rows, out));
   CROQUIS_CHECK_OK(CheckEviction(cache, options));
   if (q.rows == 0) return {};
-  Call call(cache, options, q, out);
-  call.Run(executor, k, v, kvcache::Workspace(cache, call.Bytes(executor.threads())));
+  if (cache.edited()) {
+    AttendEdited(executor, cache, options, q, k, v, out);
+  } else {
+    Call call(cache, options, q, out);
+    call.Run(executor, k, v, kvcache::Workspace(cache, call.Bytes(executor.threads())));
+  }
   Observe(executor, cache, options, q, k);
   kvcache::AppendChecked(executor, cache, options.layer, k, v);
   return {};

@@ -78,7 +78,7 @@ size_t Stream::SharedBytes(const kvcache::HeadView& head, int64_t rows) {
   return size_t(rows) * kDenseTile * 4 + ScratchBytes(head, rows);
 }
 
-Stream::Stream(const HeadQuery& query, StreamState state, std::byte* memory, std::byte* shared)
+Stream::Stream(const HeadQuery& query, StreamState state, std::byte* memory, std::byte* shared, bool goes_on)
     : query_(query), state_(state) {
   const size_t rows = size_t(query.q_.rows);
   Pieces own(memory), all(shared);
@@ -87,6 +87,7 @@ Stream::Stream(const HeadQuery& query, StreamState state, std::byte* memory, std
   center_memory_ = own.rest();
   logits_ = all.Take<float>(rows * kDenseTile);
   scratch_ = all.rest();
+  if (goes_on) return;
   std::memset(state.sums.data, 0, size_t(state.sums.rows * state.sums.cols) * 4);
   std::fill_n(state.max, rows, simd::kMasked);
   std::fill_n(state.mass, rows, 0.f);

@@ -68,8 +68,8 @@ class Stream {
   static size_t Bytes(const kvcache::HeadView& head, int64_t rows, int64_t head_dim);
   static size_t SharedBytes(const kvcache::HeadView& head, int64_t rows);
 
-  // Begins with the empty state.
-  Stream(const HeadQuery& query, StreamState state, std::byte* memory, std::byte* shared);
+  // Begins with the empty state; or goes on from the state that a stream with the same rows, otherwise rotated, left.
+  Stream(const HeadQuery& query, StreamState state, std::byte* memory, std::byte* shared, bool goes_on = false);
 
   // Takes pages [begin, end) into all streams: kv heads of one layer, or further query rows of one. Page by page and
   // stream by stream, which is the order of the pages in memory. Called at most once; the states are as wide as the

@@ -29,6 +29,7 @@ HeadView ViewHead(const KvCache& cache, int64_t layer, int64_t head) {
   v.ring_v = v.ring_k + v.slots * v.row_bytes;
   v.units = state.units.data();
   v.key_offset = h.key_offset, v.value_offset = h.value_offset;
+  if (impl.edits.edited()) v.edits = &impl.edits;
   if (!state.centers.empty() && state.centers[size_t(head)].pairs > 0)
     v.center = &state.centers[size_t(head)], v.rope = plan.rope.get();
   if (const Policy* policy = plan.layers[size_t(layer)].policy; policy != nullptr) {
@@ -157,6 +158,7 @@ void KvCache::Commit(int64_t tokens) {
     layer.pending = 0;
     layer.undo = Undo();
   }
+  if (impl_->edits.edited()) impl_->edits.Append(impl_->length, tokens);
   impl_->length += tokens;
 }
 
@@ -164,9 +166,9 @@ void KvCache::Rollback() { impl_->Rollback(); }
 
 Status KvCache::Truncate(int64_t length) {
   impl_->Rollback();
-  if (length < 0 || length > impl_->length)
-    return OutOfRange("cache: cannot keep " + std::to_string(length) + " of " + std::to_string(impl_->length) +
-                      " tokens");
+  if (length < 0 || length > tokens())
+    return OutOfRange("cache: cannot keep " + std::to_string(length) + " of " + std::to_string(tokens()) + " tokens");
+  if (edited()) return Delete(length, tokens());
   for (int64_t l = 0; l < config().layers; ++l) {
     const int64_t had = impl_->plan->Encoded(l, impl_->length), keep = impl_->plan->Encoded(l, length);
     if (impl_->plan->layers[size_t(l)].policy != nullptr && keep != had && keep != 0)
@@ -175,6 +177,30 @@ Status KvCache::Truncate(int64_t length) {
                          " has evicted or merged those before; keep 0 and read the text again, or branch earlier");
   }
   impl_->Truncate(length);
+  return {};
+}
+
+int64_t KvCache::tokens() const { return impl_->edits.Tokens(impl_->length); }
+bool KvCache::edited() const { return impl_->edits.edited(); }
+
+Status KvCache::Delete(int64_t begin, int64_t end) {
+  if (impl_->Pending()) return InvalidArgument("cache: tokens are pending; Commit or Rollback comes before an edit");
+  if (begin < 0 || begin > end || end > tokens())
+    return OutOfRange("cache: cannot delete tokens " + std::to_string(begin) + " to " + std::to_string(end) + " of " +
+                      std::to_string(tokens()));
+  if (!edited() && end == tokens()) return Truncate(begin);
+  CROQUIS_CHECK_OK(impl_->CheckEditable());
+  impl_->edits.Delete(impl_->length, begin, end);
+  return {};
+}
+
+Status KvCache::InsertAt(int64_t position) {
+  if (impl_->Pending()) return InvalidArgument("cache: tokens are pending; Commit or Rollback comes before an edit");
+  if (position < 0 || position > tokens())
+    return OutOfRange("cache: cannot insert at position " + std::to_string(position) + " of " +
+                      std::to_string(tokens()) + " tokens");
+  if (edited() || position < tokens()) CROQUIS_CHECK_OK(impl_->CheckEditable());
+  impl_->edits.InsertAt(impl_->length, position);
   return {};
 }
 

@@ -90,7 +90,7 @@ class KvCache {
   ~KvCache();
 
   const CacheConfig& config() const;
-  int64_t length() const;  // committed tokens
+  int64_t length() const;  // committed tokens; with edits, slots in use, deleted tokens' included
 
   // Appends k, v [T, kv_heads * head_dim] (after RoPE) to one layer at positions length() .. length() + T. The
   // tokens count once Commit(T) is called after the last layer. Errors: capacity; kNumeric for NaN, infinite or (for
@@ -99,9 +99,22 @@ class KvCache {
   void Commit(int64_t tokens);
   // Forgets what was appended since the last Commit.
   void Rollback();
-  // Keeps the first `length` tokens. Tokens that come back out of a page into the ring keep their decoded values.
+  // Keeps the first `length` tokens (of an edited cache by deleting the others). Tokens that come back out of a page
+  // into the ring keep their decoded values.
   // Errors: a length above length(); with an eviction policy, one that reaches beyond the ring (0 is always possible).
   Status Truncate(int64_t length);
+  // ---- edits (Positional Integrity Encoding, arXiv 2407.03157; edit_map.h) ----
+  // Tokens may be deleted and inserted anywhere without touching what is stored of the others: they keep their keys and
+  // values, which still reflect the text they were computed in, and stand at their new positions exactly. Needs the
+  // RoPE of the configuration. Deleted tokens keep their room and their place in the capacity.
+  int64_t tokens() const;  // tokens that stand: length() less what was deleted
+  bool edited() const;
+  // Removes the tokens at positions [begin, end); those behind move forward.
+  Status Delete(int64_t begin, int64_t end);
+  // What is appended from now on goes before the token at `position` and sees what stands before it only; at each
+  // Commit the tokens behind move back. position = tokens(): at the end again, as it is at first.
+  Status InsertAt(int64_t position);
+
   // A copy that shares the full pages; each side may go on alone.
   std::unique_ptr<KvCache> Branch() const;
 

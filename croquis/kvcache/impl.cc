@@ -26,7 +26,12 @@ KvCache::Impl::Impl(std::shared_ptr<const Plan> p)
 }
 
 KvCache::Impl::Impl(const Impl& other)
-    : plan(other.plan), pool(other.pool), rows(other.rows.size()), layers(other.layers), length(other.length) {
+    : plan(other.plan),
+      pool(other.pool),
+      rows(other.rows.size()),
+      layers(other.layers),
+      length(other.length),
+      edits(other.edits) {
   std::memcpy(rows.data(), other.rows.data(), rows.size());
   for (size_t l = 0; l < layers.size(); ++l) {
     layers[l].units.reserve(other.layers[l].units.capacity());

@@ -7,6 +7,7 @@
 
 #include "croquis/base/memory.h"
 #include "croquis/kvcache/cache.h"
+#include "croquis/kvcache/edit_map.h"
 #include "croquis/kvcache/layer_view.h"
 #include "croquis/kvcache/plan.h"
 #include "croquis/kvcache/unit_pool.h"
@@ -37,6 +38,7 @@ struct KvCache::Impl {
   Buffer rows;  // sinks and rings of all layers and heads
   std::vector<LayerState> layers;
   int64_t length = 0;
+  EditMap edits;
   Buffer workspace;
 
   explicit Impl(std::shared_ptr<const Plan> p);

@@ -2,6 +2,7 @@
 //
 //   header   magic "CROQUIS-KV\n" and 5 zero bytes, u32 version, u32 0x01020304 (byte order), u64 bytes of the file
 //   CONF     u64 length in tokens, then the configuration as text: one "name value" line each, the codecs of every head
+//   EDIT     version 2 alone, which edited caches have: u64 segments, i64 cursor, then i64 begin, end, shift of each
 //   LAYR     one a layer: by head the common part (when the plan has centring), the sinks, the ring in order of
 //   position,
 //            keys before values; then the units as they are
@@ -27,9 +28,10 @@ namespace croquis::kvcache {
 namespace {
 
 constexpr char kMagic[16] = "CROQUIS-KV\n";
-constexpr uint32_t kVersion = 1, kByteOrder = 0x01020304;
-constexpr uint32_t kConf = 0x464e4f43, kLayer = 0x5259414c;  // "CONF", "LAYR"
-constexpr uint64_t kHeaderBytes = 32, kSectionBytes = 20;    // tag, layer, bytes and CRC around a payload
+constexpr uint32_t kVersion = 1, kEditedVersion = 2, kByteOrder = 0x01020304;
+constexpr uint32_t kConf = 0x464e4f43, kEdit = 0x54494445, kLayer = 0x5259414c;  // "CONF", "EDIT", "LAYR"
+constexpr uint64_t kSegmentBytes = 24;
+constexpr uint64_t kHeaderBytes = 32, kSectionBytes = 20;  // tag, layer, bytes and CRC around a payload
 constexpr size_t kCenterBytes = 2 + sizeof(Center::pair) + sizeof(Center::mu);
 
 std::string SystemError(const std::string& what, const std::string& path) {
@@ -294,8 +296,12 @@ Status ReadLayer(Reader& r, KvCache::Impl& impl, int64_t layer) {
   return {};
 }
 
-// The header; the bytes of the file.
-Result<uint64_t> ReadHeader(Reader& r, uint64_t size) {
+struct Header {
+  uint64_t total = 0;  // bytes of the file
+  bool edited = false;
+};
+
+Result<Header> ReadHeader(Reader& r, uint64_t size) {
   char magic[sizeof kMagic];
   r.Get(magic, sizeof magic);
   if (!r.ok() || std::memcmp(magic, kMagic, sizeof magic) != 0)
@@ -305,13 +311,34 @@ Result<uint64_t> ReadHeader(Reader& r, uint64_t size) {
   const auto total = r.Value<uint64_t>();
   if (!r.ok()) return Corrupt("snapshot: the file ends in its header");
   if (order != kByteOrder) return Unsupported("snapshot: written on a machine of another byte order, or corrupt");
-  if (version != kVersion)
-    return Unsupported("snapshot: format version " + std::to_string(version) + ", this build reads version " +
-                       std::to_string(kVersion));
+  if (version != kVersion && version != kEditedVersion)
+    return Unsupported("snapshot: format version " + std::to_string(version) + ", this build reads versions " +
+                       std::to_string(kVersion) + " and " + std::to_string(kEditedVersion));
   if (total != size)
     return Corrupt("snapshot: the file should have " + std::to_string(total) + " bytes, it has " +
                    std::to_string(size));
-  return total;
+  return Header{total, version == kEditedVersion};
+}
+
+// Where the tokens of an edited cache stand; the bytes of the section.
+Result<uint64_t> ReadEdits(Reader& r, EditMap& edits, int64_t slots) {
+  const auto bytes = r.Begin(kEdit, 0);
+  const auto count = r.Value<uint64_t>();
+  const auto insert_at = r.Value<int64_t>();
+  // A segment holds a token at least, so this bounds what is taken.
+  if (!bytes || !r.ok() || count > uint64_t(slots) || *bytes != 16 + kSegmentBytes * count)
+    return Corrupt("snapshot: the section of edits is damaged");
+  std::vector<EditSegment> segments;
+  for (uint64_t i = 0; i < count && r.ok(); ++i) {
+    EditSegment s;
+    s.begin = r.Value<int64_t>(), s.end = r.Value<int64_t>(), s.shift = r.Value<int64_t>();
+    segments.push_back(s);
+  }
+  if (!r.ok()) return Corrupt("snapshot: the file ends in its edits");
+  if (!edits.Restore(std::move(segments), insert_at, slots))
+    return Corrupt("snapshot: its edits put tokens where none can stand");
+  if (!r.End()) return Corrupt("snapshot: the edits fail their checksum");
+  return kSectionBytes + *bytes;
 }
 
 // The configuration section, which must equal `description`; the length in tokens.
@@ -330,7 +357,7 @@ Result<uint64_t> ReadConfig(Reader& r, const std::string& description) {
 
 Result<std::unique_ptr<KvCache::Impl>> ReadAll(Source& source, const CacheConfig& expected) {
   Reader r(source);
-  CROQUIS_TRY(const uint64_t total, ReadHeader(r, source.size()));
+  CROQUIS_TRY(const Header header, ReadHeader(r, source.size()));
   CROQUIS_TRY(auto plan, Plan::Make(expected));
   const std::string description = Describe(*plan);
   CROQUIS_TRY(const uint64_t length, ReadConfig(r, description));
@@ -338,13 +365,19 @@ Result<std::unique_ptr<KvCache::Impl>> ReadAll(Source& source, const CacheConfig
     return OutOfRange("snapshot: it holds " + std::to_string(length) + " tokens, this cache takes " +
                       std::to_string(expected.capacity) + "; load it with a larger capacity");
   const Sizes sizes = SizesAt(*plan, description, int64_t(length));
-  if (sizes.total != total)
-    return Corrupt("snapshot: " + std::to_string(length) + " tokens take " + std::to_string(sizes.total) +
-                   " bytes, the file has " + std::to_string(total));
+  EditMap edits;
+  uint64_t edit_bytes = 0;
+  if (header.edited) {
+    CROQUIS_TRY(edit_bytes, ReadEdits(r, edits, int64_t(length)));
+  }
+  if (sizes.total + edit_bytes != header.total)
+    return Corrupt("snapshot: " + std::to_string(length) + " tokens take " + std::to_string(sizes.total + edit_bytes) +
+                   " bytes, the file has " + std::to_string(header.total));
   CROQUIS_TRY(const Report full, plan->Formula(int64_t(length)));
   CROQUIS_CHECK_OK(CheckMemory(full.total(), "the snapshot's cache"));
   auto impl = std::make_unique<KvCache::Impl>(plan);
   impl->length = int64_t(length);
+  impl->edits = std::move(edits);
   for (int64_t l = 0; l < plan->config.layers; ++l) {
     const std::string name = "layer " + std::to_string(l);
     if (r.Begin(kLayer, uint32_t(l)) != sizes.layers[size_t(l)])
@@ -367,13 +400,23 @@ std::string FolderOf(const std::string& path) {
 bool WriteSnapshot(FILE* f, KvCache::Impl& impl) {
   const std::string description = Describe(*impl.plan);
   const Sizes sizes = SizesAt(*impl.plan, description, impl.length);
+  const auto segments = impl.edits.segments();
+  const uint64_t edit_bytes = 16 + kSegmentBytes * segments.size();
+  const bool edited = impl.edits.edited();
   Writer w(f);
   w.Put(kMagic, sizeof kMagic);
-  w.Value(kVersion), w.Value(kByteOrder), w.Value(sizes.total);
+  w.Value(edited ? kEditedVersion : kVersion), w.Value(kByteOrder);
+  w.Value(sizes.total + (edited ? kSectionBytes + edit_bytes : 0));
   w.Begin(kConf, 0, sizes.conf);
   w.Value(uint64_t(impl.length));
   w.Put(description.data(), description.size());
   w.End();
+  if (edited) {
+    w.Begin(kEdit, 0, edit_bytes);
+    w.Value(uint64_t(segments.size())), w.Value(impl.edits.insert_at());
+    for (const EditSegment& s : segments) w.Value(s.begin), w.Value(s.end), w.Value(s.shift);
+    w.End();
+  }
   for (int64_t l = 0; l < impl.plan->config.layers; ++l) {
     w.Begin(kLayer, uint32_t(l), sizes.layers[size_t(l)]);
     WriteLayer(w, impl, l);

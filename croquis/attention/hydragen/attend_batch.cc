@@ -337,7 +337,8 @@ Status Check(const Inputs& in) {
   return {};
 }
 
-// Rows that an eviction policy keeps belong to one sequence alone: nothing is shared.
+// Rows that an eviction policy keeps belong to one sequence alone: nothing is shared. In an edited cache queries are
+// turned segment by segment.
 Status OneByOne(Executor& executor, const Inputs& in) {
   for (const kvcache::KvCache* cache : in.caches) CROQUIS_CHECK_OK(CheckEviction(*cache, in.options));
   for (size_t b = 0; b < in.caches.size(); ++b) {
@@ -355,8 +356,10 @@ Status AttendBatch(Executor& executor, std::span<kvcache::KvCache* const> caches
   if (caches.empty()) return {};
   const Inputs in{caches, options, q, k, v, out};
   CROQUIS_CHECK_OK(Check(in));
-  const auto evicts = [&](const kvcache::KvCache* c) { return kvcache::ViewHead(*c, options.layer, 0).evicts; };
-  if (std::any_of(caches.begin(), caches.end(), evicts)) return OneByOne(executor, in);
+  const auto alone = [&](const kvcache::KvCache* c) {
+    return c->edited() || kvcache::ViewHead(*c, options.layer, 0).evicts;
+  };
+  if (std::any_of(caches.begin(), caches.end(), alone)) return OneByOne(executor, in);
   Call call(in);
   const int64_t bytes = call.Bytes(executor.threads());
   if (bytes > kCheckedBytes)
