@@ -1,4 +1,4 @@
-// croquis attn, run as users run it.
+// croquis attn and bench prefill, run as users run them.
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -164,6 +164,33 @@ TEST_F(Attn, NothingIsHalfWritten) {
   EXPECT_TRUE(eval::LoadNpy(out));
   for (const auto& entry : fs::directory_iterator(folder_))
     EXPECT_EQ(entry.path().string().find(".tmp."), std::string::npos) << entry.path();
+}
+
+TEST_F(Attn, PrefillIsMeasuredOverLengths) {
+  const Outcome r = Croquis({"bench", "prefill", "--lengths", "128,256", "--method", "hyper", "--method", "polysketch",
+                             "--heads", "2", "--head-dim", "32", "--repeats", "1", "--plot", Path("p.svg"), "--json"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  ExpectColumns(r.Json(), {"n", "method", "ms", "ratio_to_exact", "pairs_share", "error_mean", "est_error", "kernel"});
+  ASSERT_EQ(r.Json()["rows"].size(), 6u);
+  ASSERT_EQ(r.Json()["curves"].size(), 3u);
+  EXPECT_TRUE(r.Json()["curves"][1]["exponent"].is_number());
+  EXPECT_NE(Read(Path("p.svg")).find("<svg"), std::string::npos);
+  const Outcome text = Croquis({"bench", "prefill", "--lengths", "100", "--heads", "1", "--head-dim", "16", "--repeats",
+                                "1", "--no-causal", "--precision", "bf16", "--data", "planted"});
+  ASSERT_EQ(text.code, 0) << text.err;
+  for (const char* part :
+       {"exact:precision=bf16", "times exact", "faster than exact from n*", "no mask, bf16, planted"})
+    EXPECT_NE(text.out.find(part), std::string::npos) << part << "\n" << text.out;
+  for (const auto& [args, code] : std::vector<std::pair<std::vector<std::string>, int>>{
+           {{"bench", "prefill", "--lengths", "0"}, 2},
+           {{"bench", "prefill", "--method", "nothing"}, 2},
+           {{"bench", "prefill", "--plot", "x.pdf"}, 2},
+           {{"bench", "prefill", "--lengths", "16777216", "--heads", "512"}, 5},
+           {{"bench", "prefill", "--plot", Path("none/x.svg")}, 3}}) {
+    const Outcome bad = Croquis(args);
+    EXPECT_EQ(bad.code, code) << args.back() << bad.err;
+    EXPECT_EQ(bad.err.rfind("croquis: ", 0), 0u) << bad.err;
+  }
 }
 
 }  // namespace

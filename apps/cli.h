@@ -91,7 +91,8 @@ void AddRun(CLI::App& app, Action* action);
 void AddEval(CLI::App& app, Action* action);
 void AddNeedle(CLI::App& app, Action* action);
 void AddBench(CLI::App& app, Action* action);
-void AddBenchBatch(CLI::App& bench, Action* action);  // a part of bench
+void AddBenchBatch(CLI::App& bench, Action* action);    // a part of bench
+void AddBenchPrefill(CLI::App& bench, Action* action);  // another
 void AddCodecs(CLI::App& app, Action* action);
 void AddAttn(CLI::App& app, Action* action);
 void AddDemo(CLI::App& app, Action* action);

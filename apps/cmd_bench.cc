@@ -311,6 +311,7 @@ void AddBench(CLI::App& app, Action* action) {
   c->footer("\nExample:\n  croquis bench decode --n 32768 --kv eden:bits=4\n\n" + ExitCodeHelp());
   c->callback([d, action] { *action = [d] { return RunDecode(*d); }; });
   AddBenchBatch(*bench, action);
+  AddBenchPrefill(*bench, action);
 }
 
 }  // namespace croquis::apps

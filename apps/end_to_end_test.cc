@@ -287,6 +287,7 @@ TEST_F(EndToEnd, HelpHasExamples) {
                                                                                     {"bench", "attention", "--help"},
                                                                                     {"bench", "encode", "--help"},
                                                                                     {"bench", "decode", "--help"},
+                                                                                    {"bench", "prefill", "--help"},
                                                                                     {"codecs", "--help"},
                                                                                     {"attn", "--help"},
                                                                                     {"demo", "--help"}}) {

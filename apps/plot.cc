@@ -9,6 +9,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <optional>
 
 #include "apps/output.h"
 
@@ -161,6 +162,75 @@ std::string TickText(double v) {
   return Printf("%g", v);
 }
 
+constexpr double kChartWidth = 860, kChartHeight = 520;
+
+bool Shown(const Chart& chart, const Point& p) {
+  return std::isfinite(p.x) && std::isfinite(p.y) && (!chart.log_x || p.x > 0) && (!chart.log_y || p.y > 0);
+}
+
+struct Limits {
+  double x_lo, x_hi, y_lo, y_hi;
+};
+
+// What the axes span; nothing when no point can be drawn.
+std::optional<Limits> LimitsOf(const Chart& chart) {
+  const double inf = std::numeric_limits<double>::infinity();
+  Limits l{inf, -inf, inf, -inf};
+  for (const Series& s : chart.series) {
+    for (const Point& p : s.points) {
+      if (!Shown(chart, p)) continue;
+      l = {std::min(l.x_lo, p.x), std::max(l.x_hi, p.x), std::min(l.y_lo, p.y), std::max(l.y_hi, p.y)};
+    }
+  }
+  if (!(l.x_lo <= l.x_hi)) return std::nullopt;
+  Widen(l.x_lo, l.x_hi, chart.log_x);
+  Widen(l.y_lo, l.y_hi, chart.log_y);
+  return l;
+}
+
+// One chart, `down` below the top of the picture.
+void DrawChart(Canvas& c, const Chart& chart, double down) {
+  const double left = 84, right = kChartWidth - 190, top = down + 48, bottom = down + kChartHeight - 60;
+  const auto limits = LimitsOf(chart);
+  c.Text((left + right) / 2, down + 22, chart.title, .5, 16);
+  if (!limits) return c.Text((left + right) / 2, (top + bottom) / 2, "nothing to plot", .5);
+  const Axis x{limits->x_lo, limits->x_hi, left, right, chart.log_x};
+  const Axis y{limits->y_lo, limits->y_hi, bottom, top, chart.log_y};
+  for (double v : Ticks(x.lo, x.hi, 8, chart.log_x)) {
+    c.Line(x.At(v), top, x.At(v), bottom, 1, kGrid);
+    c.Text(x.At(v), bottom + 16, TickText(v), .5);
+  }
+  for (double v : Ticks(y.lo, y.hi, 7, chart.log_y)) {
+    c.Line(left, y.At(v), right, y.At(v), 1, kGrid);
+    c.Text(left - 8, y.At(v), TickText(v), 1);
+  }
+  c.Line(left, bottom, right, bottom, 1.2, kInk);
+  c.Line(left, top, left, bottom, 1.2, kInk);
+  c.Text((left + right) / 2, bottom + 42, chart.x_label, .5);
+  c.VerticalText(18, (top + bottom) / 2, chart.y_label);
+  std::vector<Box> taken;  // marks, then labels
+  for (size_t s = 0; s < chart.series.size(); s++) {
+    const Color color = kPalette[s % kPalette.size()];
+    const Point* before = nullptr;
+    for (const Point& p : chart.series[s].points) {
+      if (!Shown(chart, p)) continue;
+      if (before != nullptr) c.Line(x.At(before->x), y.At(before->y), x.At(p.x), y.At(p.y), 1.6, color);
+      c.Dot(x.At(p.x), y.At(p.y), 4, color);
+      taken.push_back({x.At(p.x) - 4, y.At(p.y) - 4, x.At(p.x) + 4, y.At(p.y) + 4});
+      before = &p;
+    }
+    const double ly = top + 10 + 20 * double(s);
+    c.Line(right + 14, ly, right + 34, ly, 1.6, color);
+    c.Dot(right + 24, ly, 4, color);
+    c.Text(right + 40, ly, chart.series[s].name, 0, 12);
+  }
+  for (const Series& series : chart.series) {
+    for (const Point& p : series.points) {
+      if (Shown(chart, p) && !p.label.empty()) PlaceLabel(c, x.At(p.x), y.At(p.y), p.label, taken);
+    }
+  }
+}
+
 // Light grey to dark blue; never the white of the paper, so that a cell of value 0 is seen.
 Color Shade(double t) {
   t = std::clamp(t, 0.0, 1.0);
@@ -195,60 +265,17 @@ std::vector<double> Ticks(double lo, double hi, int want, bool log) {
 }
 
 Result<std::string> Render(const Chart& chart, const std::string& kind) {
-  double x_lo = std::numeric_limits<double>::infinity(), x_hi = -x_lo, y_lo = x_lo, y_hi = -x_lo;
-  const auto shown = [&](const Point& p) {
-    return std::isfinite(p.x) && std::isfinite(p.y) && (!chart.log_y || p.y > 0);
-  };
-  for (const Series& s : chart.series) {
-    for (const Point& p : s.points) {
-      if (!shown(p)) continue;
-      x_lo = std::min(x_lo, p.x);
-      x_hi = std::max(x_hi, p.x);
-      y_lo = std::min(y_lo, p.y);
-      y_hi = std::max(y_hi, p.y);
-    }
-  }
-  if (!(x_lo <= x_hi))
-    return InvalidArgument("nothing to plot: no point has a value" + std::string(chart.log_y ? " above zero" : ""));
-  Widen(x_lo, x_hi, false);
-  Widen(y_lo, y_hi, chart.log_y);
-  const double width = 860, height = 520, left = 84, right = width - 190, top = 48, bottom = height - 60;
-  return Draw(kind, width, height, [&](Canvas& c) {
-    const Axis x{x_lo, x_hi, left, right}, y{y_lo, y_hi, bottom, top, chart.log_y};
-    c.Text((left + right) / 2, 22, chart.title, .5, 16);
-    for (double v : Ticks(x_lo, x_hi, 8, false)) {
-      c.Line(x.At(v), top, x.At(v), bottom, 1, kGrid);
-      c.Text(x.At(v), bottom + 16, TickText(v), .5);
-    }
-    for (double v : Ticks(y_lo, y_hi, 7, chart.log_y)) {
-      c.Line(left, y.At(v), right, y.At(v), 1, kGrid);
-      c.Text(left - 8, y.At(v), TickText(v), 1);
-    }
-    c.Line(left, bottom, right, bottom, 1.2, kInk);
-    c.Line(left, top, left, bottom, 1.2, kInk);
-    c.Text((left + right) / 2, height - 18, chart.x_label, .5);
-    c.VerticalText(18, (top + bottom) / 2, chart.y_label);
-    std::vector<Box> taken;  // marks, then labels
-    for (size_t s = 0; s < chart.series.size(); s++) {
-      const Color color = kPalette[s % kPalette.size()];
-      const Point* before = nullptr;
-      for (const Point& p : chart.series[s].points) {
-        if (!shown(p)) continue;
-        if (before != nullptr) c.Line(x.At(before->x), y.At(before->y), x.At(p.x), y.At(p.y), 1.6, color);
-        c.Dot(x.At(p.x), y.At(p.y), 4, color);
-        taken.push_back({x.At(p.x) - 4, y.At(p.y) - 4, x.At(p.x) + 4, y.At(p.y) + 4});
-        before = &p;
-      }
-      const double ly = top + 10 + 20 * double(s);
-      c.Line(right + 14, ly, right + 34, ly, 1.6, color);
-      c.Dot(right + 24, ly, 4, color);
-      c.Text(right + 40, ly, chart.series[s].name, 0, 12);
-    }
-    for (const Series& series : chart.series) {
-      for (const Point& p : series.points) {
-        if (shown(p) && !p.label.empty()) PlaceLabel(c, x.At(p.x), y.At(p.y), p.label, taken);
-      }
-    }
+  if (!LimitsOf(chart))
+    return InvalidArgument("nothing to plot: no point has a value" +
+                           std::string(chart.log_x || chart.log_y ? " above zero" : ""));
+  return Draw(kind, kChartWidth, kChartHeight, [&](Canvas& c) { DrawChart(c, chart, 0); });
+}
+
+Result<std::string> Render(const std::vector<Chart>& charts, const std::string& kind) {
+  if (std::none_of(charts.begin(), charts.end(), [](const Chart& c) { return LimitsOf(c).has_value(); }))
+    return InvalidArgument("nothing to plot: no chart has a point");
+  return Draw(kind, kChartWidth, kChartHeight * double(charts.size()), [&](Canvas& c) {
+    for (size_t i = 0; i < charts.size(); i++) DrawChart(c, charts[i], kChartHeight * double(i));
   });
 }
 

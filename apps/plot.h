@@ -21,6 +21,7 @@ struct Series {
 struct Chart {
   std::string title, x_label, y_label;
   bool log_y = false;  // points with y <= 0 are left out then
+  bool log_x = false;  // the same for x
   std::vector<Series> series;
 };
 
@@ -36,6 +37,8 @@ Result<std::string> PlotKind(const std::string& path);
 
 // The bytes of the image. Errors: nothing to draw; cairo's own (named).
 Result<std::string> Render(const Chart& chart, const std::string& kind);
+// Several charts, one below the other. A chart without points says so instead of failing the others.
+Result<std::string> Render(const std::vector<Chart>& charts, const std::string& kind);
 // Several heat maps side by side (one a cache), sharing a scale.
 Result<std::string> Render(const std::vector<HeatMap>& maps, const std::string& kind);
 

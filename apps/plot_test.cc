@@ -86,6 +86,22 @@ TEST(Plot, NothingToDrawIsAnError) {
   EXPECT_TRUE(Render(empty, "svg"));  // one point: the axis must not be empty
 }
 
+TEST(Plot, ChartsStandBelowEachOther) {
+  Chart length = Example(), empty = Example();
+  length.log_x = true;
+  empty.series.clear();
+  const auto png = Render(std::vector<Chart>{length, empty, length}, "png");
+  ASSERT_TRUE(png);
+  const auto [size, colours] = Decode(*png);
+  EXPECT_EQ(size.first, 1720);
+  EXPECT_EQ(size.second, 3 * 1040);
+  EXPECT_EQ(Render(std::vector<Chart>{empty}, "svg").error().code, Code::kInvalidArgument);
+  length.series[0].points[0].x = 0;  // cannot stand on a logarithmic axis
+  const auto three = Render(length, "svg"), all = Render(Example(), "svg");
+  ASSERT_TRUE(three && all);
+  EXPECT_LT(three->size(), all->size());
+}
+
 TEST(Plot, HeatMapsShadeTheirValues) {
   HeatMap m;
   m.title = "f16";
