@@ -46,7 +46,7 @@ Engine::Engine(Executor& executor, const Problem& problem, const Output& output,
       index_(head_, options, plan),
       level_keys_(type, head_, options, plan),
       in_order_(type, NeedsKeysInOrder(problem, plan) ? problem.k.rows : 0, problem.k.dim, problem.v.dim),
-      certify_(options.residual == Residual::kStratified || options.residual == Residual::kUniform) {
+      certify_(SplitsSamples(options.residual)) {
   const int64_t group = problem.Group();
   for (const Segment& leaf : plan.leaves)
     for (int64_t g = 0; g < group; ++g)
@@ -131,6 +131,7 @@ void Engine::RunHead(int64_t kv, RunReport* report) {
   std::fill(mass_deviation_.begin(), mass_deviation_.end(), 0.f);
   if (in_order_.keys() > 0) in_order_.Pack(executor_, head_.k.Head(0), head_.v.Head(0));
   index_.Build(executor_, kv);
+  level_keys_.MeasureValues(executor_);
   executor_.ParallelFor(int64_t(leaf_tiles_.size()), [&](int64_t i, int worker) {
     const Tile& t = leaf_tiles_[size_t(i)];
     RunLeaf(*t.segment, t.g, t.first, workers_[size_t(worker)]);

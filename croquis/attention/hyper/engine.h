@@ -11,6 +11,10 @@
 
 namespace croquis::attention::hyper {
 
+// Attention with these options, all heads; what methods' Run does.
+Status RunWith(const Options& options, TileType type, Executor& executor, const Problem& p, const Output& output,
+               RunReport* report);
+
 class Engine {
  public:
   // Takes the memory for a head; check Bytes() first.

@@ -39,17 +39,7 @@ class Hyper final : public Method {
   Hyper(Spec spec, const Options& options) : spec_(std::move(spec)), options_(options) {}
 
   Status Run(Executor& executor, const Problem& p, const Output& output, RunReport* report) const override {
-    const TileType type = TileTypeOf(spec_, p);
-    const Plan plan = MakePlan(p, options_);
-    CROQUIS_CHECK_OK(CheckMemory(Engine::Bytes(p, plan, type), "the sorted keys of a head"));
-    Engine engine(executor, p, output, options_, plan, type);
-    for (int64_t kv = 0; kv < p.k.heads; ++kv) engine.RunHead(kv, report);
-    const bool estimates = plan.segments == 0 || options_.probes > 0 || options_.residual == Residual::kStratified ||
-                           options_.residual == Residual::kUniform;
-    report->est_error = estimates ? report->est_error / double(report->rows) : -1;
-    report->lse_std = estimates ? report->lse_std / double(report->rows) : -1;
-    report->kernel = simd::Tiles(type).name;
-    return {};
+    return RunWith(options_, TileTypeOf(spec_, p), executor, p, output, report);
   }
 
  private:
@@ -63,6 +53,19 @@ Result<std::unique_ptr<const Method>> Make(const Spec& spec, uint64_t seed) {
 }
 
 }  // namespace
+
+Status RunWith(const Options& options, TileType type, Executor& executor, const Problem& p, const Output& output,
+               RunReport* report) {
+  const Plan plan = MakePlan(p, options);
+  CROQUIS_CHECK_OK(CheckMemory(Engine::Bytes(p, plan, type), "the sorted keys of a head"));
+  Engine engine(executor, p, output, options, plan, type);
+  for (int64_t kv = 0; kv < p.k.heads; ++kv) engine.RunHead(kv, report);
+  const bool estimates = plan.segments == 0 || options.probes > 0 || SplitsSamples(options.residual);
+  report->est_error = estimates ? report->est_error / double(report->rows) : -1;
+  report->lse_std = estimates ? report->lse_std / double(report->rows) : -1;
+  report->kernel = simd::Tiles(type).name;
+  return {};
+}
 
 Result<Options> ReadOptions(const Spec& spec, uint64_t seed) {
   const bool paper = spec.Word("variant") == "paper";
@@ -88,7 +91,7 @@ Result<Options> ReadOptions(const Spec& spec, uint64_t seed) {
   if (o.strict && o.match == Match::kRank)
     return InvalidArgument(
         "hyper: strict=1 needs match=code (variant=v2): by rank a row's keys depend on the codes of later queries");
-  const bool halves = o.residual == Residual::kStratified || o.residual == Residual::kUniform;
+  const bool halves = SplitsSamples(o.residual);
   if (o.tolerance > 0 && o.residual == Residual::kSinks)
     return InvalidArgument("hyper: tol needs an estimate of the error, which residual=sinks has not; use stratified");
   if (o.tolerance > 0 && !halves && o.probes == 0)

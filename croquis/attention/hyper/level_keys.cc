@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "croquis/linalg/gemm.h"
+#include "croquis/simd/row_kernels.h"
 
 namespace croquis::attention::hyper {
 namespace {
@@ -126,13 +127,45 @@ void LevelKeys::FillMoments(Executor& executor, const Index& index, size_t level
   });
 }
 
+void LevelKeys::MeasureValues(Executor& executor) {
+  if (options_.residual != Residual::kValues) return;
+  constexpr int64_t kRows = 256;
+  const RowsView v = problem_.v.Head(0);
+  value_squares_.resize(size_t(v.rows));
+  executor.ParallelFor((v.rows + kRows - 1) / kRows, [&](int64_t task, int) {
+    const int64_t first = task * kRows, n = std::min(kRows, v.rows - first);
+    std::vector<float> rows(size_t(n * v.dim));
+    ReadRows(v, first, n, rows.data());
+    simd::RowLoops().squares(rows.data(), v.dim, n, v.dim, value_squares_.data() + first);
+  });
+}
+
 // Samples of a segment, by rank in each half.
 void LevelKeys::Draw(const Segment& s, size_t level, size_t at, int64_t kv, std::span<const int32_t> order) {
   const Stream random = Stream{options_.seed, kPurpose}.Sub(uint64_t(kv)).Sub(level).Sub(at);
   const int64_t m = s.sorted();
   const auto below = [&](uint64_t i, int64_t n) { return int64_t((uint64_t(random.U32(i)) * uint64_t(n)) >> 32); };
   std::vector<int32_t> halves[2];
+  // Probability of the key of a rank: half by the squared norm of its value, half alike.
+  std::vector<double> below_rank;  // sums of squares of earlier ranks
+  if (options_.residual == Residual::kValues) {
+    below_rank.resize(size_t(m + 1));
+    for (int64_t r = 0; r < m; ++r)
+      below_rank[size_t(r + 1)] =
+          below_rank[size_t(r)] + double(value_squares_[size_t(order[size_t(s.SortedSlot() + r)])]);
+  }
+  const auto probability = [&](int64_t rank) {
+    const double all = below_rank.back(), alike = 1 / double(m);
+    return all > 0 ? (below_rank[size_t(rank + 1)] - below_rank[size_t(rank)]) / all / 2 + alike / 2 : alike;
+  };
   for (int64_t i = 0; i < s.residuals; ++i) {
+    if (options_.residual == Residual::kValues) {
+      // Two words a sample: which of the two, and where.
+      const double where = (double(random.U32(uint64_t(2 * i + 1))) + .5) * 0x1p-32;
+      const bool by_value = below_rank.back() > 0 && (random.U32(uint64_t(2 * i)) & 1) != 0;
+      const auto found = std::upper_bound(below_rank.begin() + 1, below_rank.end() - 1, where * below_rank.back());
+      halves[i % 2].push_back(by_value ? int32_t(found - below_rank.begin() - 1) : int32_t(where * double(m)));
+    }
     if (options_.residual == Residual::kStratified)
       halves[i % 2].push_back(int32_t(i * s.cell + below(uint64_t(i), std::min(s.cell, m - i * s.cell))));
     else if (options_.residual == Residual::kUniform)
@@ -155,6 +188,8 @@ void LevelKeys::Draw(const Segment& s, size_t level, size_t at, int64_t kv, std:
         weight = double(std::min(s.cell, m - rank / s.cell * s.cell));
       else if (options_.residual == Residual::kUniform)
         weight = double(m) / double(s.residuals);
+      else if (options_.residual == Residual::kValues)
+        weight = 1 / (double(s.residuals) * probability(rank));
       residual_.SetLogWeight(int64_t(slot), float(std::log(weight)));
     }
   }

@@ -17,6 +17,8 @@ class LevelKeys {
   LevelKeys(TileType type, const Problem& problem, const Options& options, const Plan& plan);
   static int64_t Bytes(TileType type, const Problem& problem, const Plan& plan);
 
+  // Before the first level of a head: what samples by values need to know of them. Nothing for other residuals.
+  void MeasureValues(Executor& executor);
   // Packs a level. kv: numbers the samples.
   void Fill(Executor& executor, const Index& index, size_t level, int64_t kv);
 
@@ -58,7 +60,7 @@ class LevelKeys {
   std::vector<float> cell_spread_, log_weights_;  // of each residual slot
   Matrix<float> centred_keys_, centred_values_;   // of the level, less the means of their cells
   std::vector<Matrix<float>> covariances_;
-  std::vector<float> spreads_;
+  std::vector<float> spreads_, value_squares_;
 };
 
 }  // namespace croquis::attention::hyper

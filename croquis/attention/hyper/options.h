@@ -13,8 +13,13 @@ enum class Residual : uint8_t {
   kMoment,      // a virtual key for each cell of neighbouring keys
   kStratified,  // a random key of each cell
   kUniform,     // random keys, with replacement
+  kValues,      // the same, half of them with probabilities by the squared norms of values (KDEformer)
   kSinks        // the first keys, unweighted; not an estimate of anything
 };
+// Whether a residual is random samples, whose two halves tell the error of each row.
+inline bool SplitsSamples(Residual r) {
+  return r == Residual::kStratified || r == Residual::kUniform || r == Residual::kValues;
+}
 enum class Match : uint8_t {
   kCode,  // a query's window lies around the place of its own code among the keys
   kRank   // block u of the sorted queries meets block u of the sorted keys

@@ -74,7 +74,7 @@ class Planner {
     const bool by_cells = o_.residual == Residual::kMoment || o_.residual == Residual::kStratified;
     const int64_t wanted = o_.samples > 0 ? o_.samples : (m + s.cell - 1) / s.cell;
     s.residuals = by_cells ? (m + s.cell - 1) / s.cell : o_.residual == Residual::kSinks ? std::min(wanted, n) : wanted;
-    s.halves = o_.residual == Residual::kStratified || o_.residual == Residual::kUniform;
+    s.halves = SplitsSamples(o_.residual);
     s.block = o_.block > 0 ? o_.block : 128;
     s.bits = int(o_.bits > 0 ? o_.bits : std::clamp<int64_t>(std::bit_width(uint64_t(n / 8 + 1)) - 1, 2, 10));
     if (o_.residual == Residual::kMoment)
