@@ -192,7 +192,7 @@ template <bool kBf16>
   return V::Raise(p, x);
 }
 
-// 2^d for an integer d <= 0; 0 below the normal numbers.
+// 2^d for an integer d < 128; 0 below the normal numbers.
 inline float PowerOfTwo(float d) {
   if (d < -126) return 0;
   const uint32_t bits = uint32_t(int32_t(d) + 127) << 23;
@@ -285,6 +285,33 @@ class Softmax {
       }
       V::Store(rows_.mass[row + r], sum);
     }
+  }
+
+  // Logits [64] of a row become weights of 16 or 8 bits, relative to the block's own largest logit: weight * levels,
+  // rounded. Returns what a unit of them is worth in the row's sums; the mass takes in the rounded weights.
+  template <bool kBytes>
+  [[gnu::always_inline]] float Quantise(int64_t row, int64_t block, bool prepare, float* s, std::byte* weights) {
+    constexpr float kLevels = kBytes ? 255 : 4095;
+    if (prepare) Prepare(row, block, s);
+    const float top = V::MaxOf(TopOf(s));
+    if (top <= kMasked / 2) {
+      __builtin_memset(weights, 0, kTileKeys * (kBytes ? 1 : 2));
+      return 0;
+    }
+    if (top > rows_.limit[row]) Grow(row, top);
+    const float local = __builtin_ceilf(top), unit = PowerOfTwo(local - rows_.reference[row]) / kLevels;
+    I sum = V::ZeroI();
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) {
+      const I w = V::ToInt(V::Mul(Weight<true>(V::Load(s + j * kW), V::Set(1), V::Set(local)), V::Set(kLevels)));
+      sum = V::AddI(sum, w);
+      if constexpr (kBytes)
+        V::StoreLowBytes((uint8_t*)weights + j * kW, w);
+      else
+        V::StoreLowHalves((uint16_t*)weights + j * kW, w);
+    }
+    V::Store(rows_.mass[row], V::Fma(V::ToFloat(sum), V::Set(unit), V::Load(rows_.mass[row])));
+    return unit;
   }
 
  private:

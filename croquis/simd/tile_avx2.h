@@ -1,0 +1,143 @@
+// The vectors of AVX2 that the loops of tile_inl.h, tile_product_inl.h and tile_quantised_inl.h are written in.
+// Included inside the anonymous namespace of their files.
+
+struct V {
+  using F = __m256;
+  using I = __m256i;                       // the same width in 32-bit lanes
+  static constexpr int kW = 8;             // lanes
+  static constexpr int kNv = 2;            // a product's block: 6 rows x 2 vectors
+  static constexpr int kMr[] = {0, 8, 6};  // rows of a block that is 1 or 2 vectors wide
+
+  static F Zero() { return _mm256_setzero_ps(); }
+  static F Set(float x) { return _mm256_set1_ps(x); }
+  static F Load(const float* p) { return _mm256_loadu_ps(p); }
+  static void Store(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static F Add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F Max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F Fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F Fms(F a, F b, F c) { return _mm256_fmsub_ps(a, b, c); }
+  template <TileType T>
+  static F MultiplyAdd(F a, F b, F c) {
+    static_assert(T == TileType::kF32);
+    return _mm256_fmadd_ps(a, b, c);
+  }
+  static float Sum(F x) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+  static float MaxOf(F x) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+  }
+  static bool AnyAbove(F x, F bound) { return _mm256_movemask_ps(_mm256_cmp_ps(x, bound, _CMP_GT_OQ)) != 0; }
+  // One number in all lanes, in a register: as an operand it would be loaded again for every product.
+  static F Spread(const uint32_t* p) {
+    F x = _mm256_castsi256_ps(_mm256_set1_epi32(int(*p)));
+    asm("" : "+x"(x));
+    return x;
+  }
+  // x - floor(x), and p times 2^floor(x), zero below the normal numbers.
+  static F Fraction(F x) { return _mm256_sub_ps(x, _mm256_floor_ps(x)); }
+  static F Raise(F p, F x) {
+    const I e = _mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_floor_ps(x)), 23);
+    const F raised = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), e));
+    return _mm256_and_ps(_mm256_cmp_ps(x, Set(-126), _CMP_GE_OQ), raised);
+  }
+  // x in lanes first <= lane < last, otherwise kMasked.
+  static F Within(F x, int64_t first, int64_t last) {
+    const auto spread = [](int64_t n) { return _mm256_set1_epi32(n < 0 ? 0 : n > 8 ? 8 : int(n)); };
+    const I lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const I in = _mm256_andnot_si256(_mm256_cmpgt_epi32(spread(first), lane), _mm256_cmpgt_epi32(spread(last), lane));
+    return _mm256_blendv_ps(Set(kMasked), x, _mm256_castsi256_ps(in));
+  }
+
+  // 8 numbers of a row.
+  template <RowType T>
+  static F Numbers(const std::byte* p) {
+    if constexpr (T == RowType::kF32) return _mm256_loadu_ps((const float*)p);
+    const __m128i h = _mm_loadu_si128((const __m128i*)p);
+    if constexpr (T == RowType::kF16) return _mm256_cvtph_ps(h);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+  }
+  // The same in bf16, in the low halves of the lanes.
+  static I Bf16(F x) {
+    const I u = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    return _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  }
+  static I Bits(F x) { return _mm256_castps_si256(x); }
+  static void StoreI(void* p, I x) { _mm256_storeu_si256((I*)p, x); }
+  static I LoadI(const void* p) { return _mm256_loadu_si256((const I*)p); }
+  static I ZeroI() { return _mm256_setzero_si256(); }
+  // Lane i: low half of a's, low half of b's above it; and the two halves as numbers.
+  static I Interleave(I a, I b) { return _mm256_or_si256(a, _mm256_slli_epi32(b, 16)); }
+  static F Low(I x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
+  static F High(I x) { return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(int(0xffff0000u)))); }
+  // 16 weights in bf16: first lo's, then hi's.
+  static void StoreBf16(uint16_t* p, F lo, F hi) {
+    StoreLowHalves(p, Bf16(lo));
+    StoreLowHalves(p + kW, Bf16(hi));
+  }
+  static void StoreLowHalves(uint16_t* p, I x) {
+    const I packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(x, x), 0x08);
+    _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(packed));
+  }
+
+  // out[i * stride + t] = x[t] lane i, for lanes i < n.
+  static void StoreTransposed(const I* x, uint32_t* out, int64_t stride, int64_t n) {
+    I a[8], b[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      a[i] = _mm256_unpacklo_epi32(x[i], x[i + 1]);
+      a[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int g = 0; g < 8; g += 4) {
+      b[g] = _mm256_unpacklo_epi64(a[g], a[g + 2]);
+      b[g + 1] = _mm256_unpackhi_epi64(a[g], a[g + 2]);
+      b[g + 2] = _mm256_unpacklo_epi64(a[g + 1], a[g + 3]);
+      b[g + 3] = _mm256_unpackhi_epi64(a[g + 1], a[g + 3]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      a[j] = _mm256_permute2x128_si256(b[j], b[4 + j], 0x20);
+      a[4 + j] = _mm256_permute2x128_si256(b[j], b[4 + j], 0x31);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)
+      if (i < n) StoreI(out + i * stride, a[i]);
+  }
+
+  // c += a b in integers: four products of unsigned by signed bytes, or two of 16 bits. With AVX-VNNI as statements,
+  // because g++ 12 copies the sum of the intrinsic before each of them; otherwise bytes are widened: vpmaddubsw
+  // saturates.
+  static void Dot8(I& c, I a, I b) {
+#if defined(__AVXVNNI__)
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(c) : "x"(a), "x"(b));
+#else
+    const I low = _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8), high = _mm256_srai_epi16(b, 8);
+    const I even = _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(255)), low);
+    c = _mm256_add_epi32(c, _mm256_add_epi32(even, _mm256_madd_epi16(_mm256_srli_epi16(a, 8), high)));
+#endif
+  }
+  static void Dot16(I& c, I a, I b) {
+#if defined(__AVXVNNI__)
+    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(c) : "x"(a), "x"(b));
+#else
+    c = _mm256_add_epi32(c, _mm256_madd_epi16(a, b));
+#endif
+  }
+  static I AddI(I a, I b) { return _mm256_add_epi32(a, b); }
+  static F ToFloat(I x) { return _mm256_cvtepi32_ps(x); }
+  static I ToInt(F x) { return _mm256_cvtps_epi32(x); }
+  static I SpreadI(const uint32_t* p) { return _mm256_castps_si256(Spread(p)); }
+  // The low bytes of the lanes.
+  static void StoreLowBytes(uint8_t* p, I x) {
+    const I words = _mm256_packus_epi32(x, x), bytes = _mm256_packus_epi16(words, words);
+    const int lo = _mm256_extract_epi32(bytes, 0), hi = _mm256_extract_epi32(bytes, 4);
+    __builtin_memcpy(p, &lo, 4);
+    __builtin_memcpy(p + 4, &hi, 4);
+  }
+};

@@ -1,0 +1,20 @@
+// Quantised tile kernels for AVX-512 VNNI. The loops are in tile_quantised_inl.h.
+#include <immintrin.h>
+
+#include "croquis/simd/tile_quantised_internal.h"
+
+namespace croquis::simd {
+namespace {
+
+#include "croquis/simd/tile_avx512.h"
+#include "croquis/simd/tile_inl.h"
+#include "croquis/simd/tile_quantised_inl.h"
+
+}  // namespace
+
+const QuantisedKernels& QuantisedAvx512() {
+  static constexpr QuantisedKernels kKernels = {"avx512", Target::kAvx512, AttendQuantisedEither};
+  return kKernels;
+}
+
+}  // namespace croquis::simd
