@@ -285,6 +285,8 @@ Status ReadLayer(Reader& r, KvCache::Impl& impl, int64_t layer) {
   for (PolicyState& kept : state.kept) {
     kept = PolicyState(plan.Kept(layer, impl.length));
     r.Get(kept.bytes().data(), kept.bytes().size());
+    for (size_t i = 0; i < kept.layout().count; ++i)
+      valid = valid && (kept.layout().parts[i].holds == StatePart::Holds::kTables || kept.Finite(i));
     valid = valid && r.ok() && kept.header().left == encoded && lp.policy->Valid(kept);
   }
   for (int64_t u = 0; u < plan.Units(layer, impl.length) && valid && r.ok(); ++u) {

@@ -1,5 +1,8 @@
 // What holds for every eviction policy: memory, copies, snapshots, what is refused.
 #include <gtest/gtest.h>
+#include <zlib.h>
+
+#include <cstring>
 
 #include "croquis/kvcache/test_cache.h"
 
@@ -153,6 +156,42 @@ TEST(Policies, DamagedSnapshotsAreRefusedOrHarmless) {
     bytes[bytes.size() / 2] = char(bytes[bytes.size() / 2] ^ 0x40);
     EXPECT_FALSE(KvCache::LoadFromMemory(Bytes(bytes), config)) << kv;
     EXPECT_FALSE(KvCache::LoadFromMemory(Bytes(State(*cache)), Config(With(kv, "recent=16")))) << kv;
+  }
+}
+
+// Bytes that lie but carry a right checksum: a cache that loads must be usable, whatever its contents.
+TEST(Policies, LiesWithARightChecksumNeverCrash) {
+  for (const std::string& kv : kAll) {
+    CacheConfig config = Config(kv);
+    config.layers = config.kv_heads = 1, config.head_dim = 8;
+    config.rope.inv_freq.resize(4);
+    auto cache = MakeCache(config);
+    Fill(*cache, 400);
+    const std::string bytes = State(*cache);
+    uint64_t conf = 0, payload = 0;
+    std::memcpy(&conf, bytes.data() + 40, 8);
+    const size_t layer = 32 + 20 + size_t(conf);  // header, configuration section
+    std::memcpy(&payload, bytes.data() + layer + 8, 8);
+    ASSERT_EQ(layer + 20 + payload, bytes.size());
+    const Stream random{4, Purpose("policies.test")};
+    int loaded = 0;
+    for (uint64_t n = 0; n < 400; ++n) {
+      std::string bad = bytes;
+      // Half of the lies in the header and the tables, which come first in the state.
+      const uint64_t state = uint64_t(cache->impl().layers[0].kept[0].bytes().size());
+      const uint64_t at = layer + 16 + payload - state + random.U32(2 * n) % (n % 2 == 0 ? 1200 : state);
+      constexpr char kLies[] = {'\x00', '\x7f', '\xff', '\x80', '\x01', '\x47'};
+      std::fill_n(bad.begin() + int64_t(std::min<uint64_t>(at, layer + 16 + payload - 4)), n % 3 == 0 ? 4 : 1,
+                  kLies[random.U32(2 * n + 1) % std::size(kLies)]);
+      const auto crc = uint32_t(crc32(0, reinterpret_cast<const Bytef*>(bad.data() + layer), uInt(16 + payload)));
+      std::memcpy(bad.data() + layer + 16 + payload, &crc, 4);
+      auto result = KvCache::LoadFromMemory(Bytes(bad), config);
+      if (!result) continue;
+      ++loaded;
+      Fill(**result, 500);
+      EXPECT_EQ((*result)->GetReport().total(), *KvCache::BytesFor(config, 500));
+    }
+    EXPECT_GT(loaded, 50) << kv;
   }
 }
 

@@ -64,6 +64,12 @@ PolicyState& PolicyState::operator=(const PolicyState& other) {
   return *this;
 }
 
+bool PolicyState::Finite(size_t i) const {
+  const auto* x = Part<uint16_t>(i);
+  return std::all_of(x, x + layout_.parts[i].items * layout_.parts[i].item_bytes / 2,
+                     [](uint16_t h) { return (h & 0x7c00) != 0x7c00; });
+}
+
 void PolicyState::Resize(const StateLayout& layout) {
   if (layout.bytes() == int64_t(data_.size())) return;
   PolicyState to(layout);

@@ -77,6 +77,8 @@ class PolicyState {
   std::span<const std::byte> First(size_t parts) const {
     return bytes().first(parts < layout_.count ? size_t(offset_[parts]) : data_.size());
   }
+  // Whether all numbers of part i, rows of f16, are finite.
+  bool Finite(size_t i) const;
   // Moves to another layout of the same parts: each keeps its first items, new ones are zeros.
   void Resize(const StateLayout& layout);
 
@@ -125,7 +127,8 @@ class Policy {
   // Takes in a run; the state has the layout for the tokens before it.
   virtual void Absorb(const PolicyRun& run, PolicyState& state) const = 0;
   virtual KeptView View(const PolicyState& state) const = 0;
-  // Whether bytes from a file are a state that Absorb could have left. Header::left and the size are checked already.
+  // Whether bytes from a file are a state that Absorb can go on from. The size, Header::left and that rows of keys and
+  // values are finite are checked already.
   virtual bool Valid(const PolicyState& state) const = 0;
 
  private:

@@ -134,7 +134,8 @@ void Merger::FindPartners(std::span<const int64_t> lone) {
     for (size_t s = 0; s < some.size(); ++s) {
       const int64_t i = some[s];
       const float* dots = dots_.Row(int64_t(s));
-      cost_[i] = std::numeric_limits<float>::max();
+      // Some partner always, also where distances are too large for a float.
+      cost_[i] = std::numeric_limits<float>::max(), partner_[i] = i == 0 ? 1 : 0;
       for (int64_t j = 0; j < rows_; ++j) {
         if (j == i) continue;
         const float cost = Cost(i, j, dots[j]);

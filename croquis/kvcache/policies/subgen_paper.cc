@@ -291,7 +291,9 @@ class SubgenPaper final : public Policy {
     const auto& parts = state.layout().parts;
     bool ok = h.rows[kClusters] >= 0 && h.rows[kClusters] <= parts[kCentre].items && h.rows[kSamples] >= 0 &&
               h.rows[kSamples] <= parts[kSampleKey].items && std::isfinite(h.number[kEnergy]) &&
-              (h.number[kSampled] == 0 || h.number[kSampled] == 1) && h.number[kNearest] >= 0;
+              (h.number[kSampled] == 0 || (h.number[kSampled] == 1 && h.rows[kSamples] > 0)) &&
+              h.number[kNearest] >= 0 && (h.number[kNearest] == 0 || h.number[kA] != h.number[kB]) &&
+              state.Finite(kCentre);
     if (!ok) return false;
     for (const size_t n : {size_t(kA), size_t(kB)})
       ok = ok && h.number[n] >= 0 && h.number[n] < double(std::max<int64_t>(1, h.rows[kClusters])) &&
