@@ -104,12 +104,12 @@ float WorkingSize(const MethodInfo& info, const std::string& text) {
   static std::map<std::string, float> known;
   const auto at = known.find(text);
   if (at != known.end()) return at->second;
-  for (const int64_t dim : {16, 4})  // features of high degree are too many but for small dims
-    for (const float size : {1.f, .5f, .2f, .1f, .05f, .02f}) {
-      const RandomProblem random(
-          {.nq = 64, .nk = 64, .dim = dim, .value_dim = dim, .causal = info.causal, .size = size});
-      if (Attempt(info, text, random.problem, "any size")) return known[text] = size;
-    }
+  for (const bool causal : {info.causal, false})  // a variant may lack the mask that its method takes
+    for (const int64_t dim : {16, 4})             // features of high degree are too many but for small dims
+      for (const float size : {1.f, .5f, .2f, .1f, .05f, .02f}) {
+        const RandomProblem random({.nq = 64, .nk = 64, .dim = dim, .value_dim = dim, .causal = causal, .size = size});
+        if (Attempt(info, text, random.problem, "any size")) return known[text] = size;
+      }
   return known[text] = 0;
 }
 
