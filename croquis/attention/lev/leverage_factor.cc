@@ -49,6 +49,7 @@ bool LeverageFactor::AddProducts(MatView<const float> keys, Executor* executor) 
   products_ += pieces;
   if (pieces > 1) {
     std::vector<Matrix<double>> parts;
+    parts.reserve(size_t(pieces));
     for (int64_t i = 0; i < pieces; ++i) parts.emplace_back(dim_, dim_);
     executor->ParallelFor(pieces, [&](int64_t i, int) {
       const int64_t first = i * kParallelRows;

@@ -55,6 +55,7 @@ class PowerHead {
     all_.k = ReadAll(executor, p.k.Head(kv));
     all_.v = ReadAll(executor, p.v.Head(kv));
     value_norm_ = LargestNorm(executor, p.v.Head(kv));
+    sets_.reserve(plan.sets.size());
     for (const auto& set : plan.sets) {
       sets_.push_back({{int64_t(set.size()), p.q.dim}, {int64_t(set.size()), p.v.dim}});
       Gather(all_.k.View(), set, sets_.back().k);
@@ -205,6 +206,7 @@ Status RunPower(Executor& executor, const Problem& p, const RunOptions& o, const
   CROQUIS_CHECK_OK(CheckMemory(p.k.rows * ((p.q.dim + 1) * 4 + 24), "the leverage scores of a head's keys"));
   const std::vector<KeyPlan> plans = PlanKeys(executor, p, o.plan);
   std::vector<Worker> workers;
+  workers.reserve(size_t(executor.threads()));
   for (int i = 0; i < executor.threads(); ++i) workers.emplace_back(p, o);
   RowErrors errors;
   for (int64_t kv = 0; kv < p.k.heads; ++kv) {

@@ -58,6 +58,7 @@ class SoftmaxHead {
     const RowsView k = p_.k.Head(kv_), v = p_.v.Head(kv_);
     all_ = KeySet(o_.type, p_.k.rows, p_.q.dim, p_.v.dim);
     all_.Pack(executor, k, v);
+    sets_.reserve(plan_.sets.size());
     for (const auto& set : plan_.sets) {
       sets_.emplace_back(o_.type, int64_t(set.size()), p_.q.dim, p_.v.dim);
       sets_.back().Pack(executor, k, v, set);
@@ -160,6 +161,7 @@ Status RunSoftmax(Executor& executor, const Problem& p, const RunOptions& o, con
   // Few tiles: heads apart, so that all threads have work. Many: one sample for all heads of a group.
   const int64_t heads = tiles >= 32 ? group : 1, parts = group / heads;
   std::vector<Worker> workers;
+  workers.reserve(size_t(executor.threads()));
   for (int i = 0; i < executor.threads(); ++i) workers.emplace_back(o.type, p, o.samples);
   RowErrors errors;
   for (int64_t kv = 0; kv < p.k.heads; ++kv) {
