@@ -419,9 +419,10 @@ TEST(PolySketch, RefusesWhatItCannotDo) {
             Code::kUnsupported);
   // Without normalisation weights can leave f32, and that is said.
   const RandomProblem large({.nq = 40, .nk = 40, .dim = 8, .value_dim = 8, .size = 1e6});
+  Answer other(large.problem);
   for (const char* method : {"polysketch:normalise=0,degree=8,sketch=none", "polysketch:normalise=0,degree=8"}) {
     const auto made = Make(method);
-    const Status ran = attention::Run(executor, **FindMethod("polysketch"), **made, large.problem, out.View());
+    const Status ran = attention::Run(executor, **FindMethod("polysketch"), **made, large.problem, other.View());
     ASSERT_FALSE(ran) << method;
     EXPECT_EQ(ran.error().code, Code::kNumeric);
   }
