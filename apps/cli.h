@@ -88,6 +88,7 @@ void Note(const std::string& text);
 
 // Each adds its command; *action is set when it was chosen.
 void AddRun(CLI::App& app, Action* action);
+void AddEdit(CLI::App& app, Action* action);
 void AddEval(CLI::App& app, Action* action);
 void AddNeedle(CLI::App& app, Action* action);
 void AddBench(CLI::App& app, Action* action);

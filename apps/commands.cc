@@ -37,6 +37,7 @@ int Main(int argc, const char* const* argv) {
   app.set_version_flag("--version", std::string("croquis ") + CROQUIS_VERSION + " (" + std::string(Commit()) + ")");
   Action action;
   AddRun(app, &action);
+  AddEdit(app, &action);
   AddEval(app, &action);
   AddNeedle(app, &action);
   AddBench(app, &action);
