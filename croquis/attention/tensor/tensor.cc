@@ -7,6 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "croquis/base/memory.h"
+
 namespace croquis::attention {
 namespace {
 
@@ -137,7 +139,7 @@ void Tensor::Probe(Executor& executor, const Problem& p, const Output& output, R
     if (keys > 0 && keys <= kProbeKeys && (rows.empty() || rows.back() != row)) rows.push_back(row);
   }
   report->est_error = report->lse_std = -1;
-  if (rows.empty()) return;
+  if (rows.empty() || !CheckMemory(p.q.heads * nq * (dv + 1) * 4, "a second answer")) return;
   std::vector<float> exact(size_t(p.q.heads * nq * dv)), lse(size_t(p.q.heads * nq));
   tensor::RunExact(executor, p, {exact.data(), nq * dv, dv, lse.data()}, rows);
   double largest = 0, sum = 0, gaps = 0;
