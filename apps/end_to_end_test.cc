@@ -74,6 +74,23 @@ TEST_F(EndToEnd, ABatchIsItsPromptsRunAlone) {
   EXPECT_EQ(Croquis({"run", "--batch", Write("none.txt", "\n")}).code, 2);
 }
 
+TEST_F(EndToEnd, ACachedTextIsEdited) {
+  const std::string text = Write("text.txt", Read(book_).substr(5000, 2500));
+  const Outcome o = Croquis({"edit", "-f", text, "--edit", "insert:100: an old", "--edit", "delete:300:310", "-n", "8",
+                             "--kv", "f16", "--json"});
+  ASSERT_EQ(o.code, 0) << o.err;
+  ExpectColumns(o.Json(), {"text", "tokens", "computed", "ms", "kl", "same_top"});
+  const json rows = o.Json()["rows"];
+  ASSERT_EQ(rows.size(), 3u);
+  const int inserted = o.Json()["inserted"];
+  EXPECT_EQ(rows[0]["tokens"].get<int>(), rows[1]["tokens"].get<int>() + inserted - 10);
+  EXPECT_EQ(rows[0]["computed"].get<int>(), inserted);
+  // Twelve tokens of some 600, far from the end: the text goes on nearly as if it had been read again.
+  EXPECT_LT(rows[0]["kl"].get<double>(), 0.05);
+  for (const char* bad : {"insert:5", "delete:1", "delete:9:3", "replace:1:2", "delete:5:99999", "insert:x:y"})
+    EXPECT_EQ(Croquis({"edit", "-f", text, "--edit", bad}).code, 2) << bad;
+}
+
 TEST_F(EndToEnd, CachesAreSavedAndRestored) {
   const std::string cache = Path("cache.bin");
   const std::vector<std::string> base = {"run", "-p", "It was a dark night", "-n", "6", "--kv", "eden:bits=3"};
