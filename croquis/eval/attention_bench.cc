@@ -86,6 +86,9 @@ class Bench {
     lanes_.resize(1);
     lanes_[0].policy = f16;
     for (const kvcache::KvPolicy& p : o_.caches) {
+      if (!p.base.evict.empty())
+        return Unsupported("bench attention measures codecs at a number of tokens; " + p.text +
+                           " keeps fewer. What it costs: bench decode, eval, needle");
       if (p.text != "f16") lanes_.emplace_back().policy = p;
     }
     if (o_.center_pairs > 0) {

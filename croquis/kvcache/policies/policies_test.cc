@@ -53,6 +53,9 @@ TEST(Policies, RefuseWhatTheyCannotDo) {
     ASSERT_FALSE(s) << kv;
     EXPECT_NE(s.error().message.find("evicted or merged"), std::string::npos) << s.error().message;
     EXPECT_EQ(cache->length(), 600);
+    EXPECT_FALSE(cache->Delete(100, 200)) << kv;
+    EXPECT_FALSE(cache->InsertAt(100)) << kv;
+    EXPECT_TRUE(cache->InsertAt(600)) << kv;
   }
 }
 
