@@ -81,6 +81,13 @@ class LookupModel : public model::Model {
     logits.Row(logits.rows - 1)[Next(cache)] = 10;
     return {};
   }
+  Status Prefill(Executor&, std::span<const int32_t>, kvcache::KvCache&, attention::Prefill&, MatView<float>, int64_t,
+                 Progress, void*) override {
+    return Unsupported("this model has no attention");
+  }
+  Result<std::unique_ptr<attention::Prefill>> MakePrefill(const attention::PrefillPolicy&, uint64_t) const override {
+    return Unsupported("this model has no attention");
+  }
   Status ForwardBatch(Executor& executor, std::span<const int32_t> tokens, std::span<kvcache::KvCache* const> caches,
                       MatView<float> logits) override {
     for (size_t b = 0; b < tokens.size(); b++)
