@@ -15,6 +15,7 @@ constexpr ParamInfo kParams[] = {
     {"samples", "0", 0, kManyKeys, {}, "cells or samples of the residual; 0: 128 or sqrt(n), 256 for paper"},
     {"hash_bits", "0", 0, kDirections, {}, "bits of a hash; 0: by length, 7 for paper"},
     {"min_length", "2048", 16, kManyKeys, {}, "so many keys or fewer are attended exactly"},
+    {"split", "2", 2, 64, {}, "causal: parts that a range is cut into, again and again; 2: the paper's halving"},
     {"global", "64", 0, 4096, {}, "v2: keys every query meets exactly: sinks, along the mean query, far from the mean"},
     {"recent", "16", 0, 4096, {}, "v2, causal: of these, the last keys of a segment"},
     {"residual", "auto", 0, 0, "auto|moment|stratified|uniform|sinks",
@@ -31,7 +32,7 @@ constexpr ParamInfo kParams[] = {
      .help = "with a larger share of such rows the whole head is computed exactly (not if strict)",
      .real_min = 0,
      .real_max = 1},
-    {"probes", "32", 0, 64, {}, "rows of each head computed exactly to estimate the error of moments; 0: no estimate"},
+    {"probes", "16", 0, 64, {}, "rows of each head computed exactly to estimate the error of moments; 0: no estimate"},
     kPrecisionParam};
 
 class Hyper final : public Method {
@@ -75,6 +76,7 @@ Result<Options> ReadOptions(const Spec& spec, uint64_t seed) {
             .samples = or_else(spec.Int("samples"), paper ? 256 : 0),
             .bits = or_else(spec.Int("hash_bits"), paper ? 7 : 0),
             .min_length = spec.Int("min_length"),
+            .split = spec.Int("split"),
             .globals = paper ? 0 : spec.Int("global"),
             .recent = paper ? 0 : spec.Int("recent"),
             .strict = spec.Int("strict") == 1,

@@ -70,7 +70,7 @@ TEST(HyperError, FallsWithTheRootOfTheSamples) {
   const Problem p = data.Get(false);
   Answer want = Reference(p);
   double x = 0, y = 0, xx = 0, xy = 0;
-  for (const int samples : {32, 128, 512}) {
+  for (const int samples : {64, 256, 1024}) {
     const double a = std::log(samples),
                  b = std::log(ErrorOf("hyper:residual=uniform,block=32,global=16,min_length=16,precision=f32,samples=" +
                                           std::to_string(samples),

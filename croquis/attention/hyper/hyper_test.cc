@@ -92,7 +92,8 @@ TEST(Hyper, EveryPairCountsOnce) {
     for (const std::string method :
          {"hyper:min_length=128,precision=f32", "hyper:min_length=200,strict=1,block=40,samples=37,precision=f32",
           "hyper:min_length=128,match=rank,global=10,recent=3,block=50,precision=f32",
-          "hyper:min_length=300,global=0,recent=0,hash_bits=3,precision=f32"}) {
+          "hyper:min_length=300,global=0,recent=0,hash_bits=3,precision=f32",
+          "hyper:min_length=128,split=5,precision=f32"}) {
       SCOPED_TRACE(Describe(shape) + " " + method);
       Answer got(r.problem);
       const RunReport report = RunOn(method, r.problem, got);
@@ -165,7 +166,8 @@ TEST(Hyper, DoesNotDependOnThreads) {
 
 // With strict=1 a token changes no earlier row, to the bit; without it, only by which keys earlier rows look at.
 TEST(Hyper, StrictIsCausalToTheBit) {
-  for (const std::string rest : {"", ",residual=stratified", ",residual=stratified,tol=0.05", ",residual=uniform"})
+  for (const std::string rest :
+       {"", ",split=4", ",residual=stratified", ",residual=stratified,tol=0.05", ",residual=uniform"})
     for (const int64_t token : {900, 1408, 1999}) {
       SCOPED_TRACE(rest + " " + std::to_string(token));
       RandomProblem r({.nq = 2000, .nk = 2000, .dim = 32, .value_dim = 32, .causal = true});

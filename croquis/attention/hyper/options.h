@@ -31,6 +31,7 @@ struct Options {
   int64_t samples = 0;     // cells or samples of the residual; 0: by length
   int64_t bits = 0;        // of a hash; 0: by length
   int64_t min_length = 0;  // so many keys or fewer are attended exactly
+  int64_t split = 2;       // causal: parts that a range of keys is cut into
   int64_t globals = 0;     // keys that every query meets: sinks, along the mean query, outliers
   int64_t recent = 0;      // last keys of a causal segment that every query meets
   Residual residual = Residual::kMoment;

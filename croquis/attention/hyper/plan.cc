@@ -49,11 +49,14 @@ class Planner {
       plan_.leaves.push_back({.keys = {first, last}, .rows = rows, .exact = true});
       return;
     }
-    const int64_t half = WholeBlocks((last - first) / 2),
-                  middle = first + (half < last - first ? half : (last - first) / 2);
-    Split(first, middle, depth + 1);
-    Split(middle, last, depth + 1);
-    Add(depth, {first, middle}, RowsAt(middle, last));
+    // Parts of whole blocks; where there are not enough, fewer parts, and halves of anything in the end.
+    int64_t part = WholeBlocks((last - first + o_.split - 1) / o_.split);
+    if (part >= last - first) part = (last - first + 1) / 2;
+    for (int64_t at = first; at < last; at += part) {
+      const int64_t end = std::min(last, at + part);
+      Split(at, end, depth + 1);
+      Add(depth, {first, at}, RowsAt(at, end));
+    }
   }
 
   void Add(size_t depth, Range keys, Range rows) {

@@ -1,8 +1,10 @@
-// Which rows meet which keys, and how: causal attention by halving. Depends on shapes and options only.
+// Which rows meet which keys, and how: causal attention by cutting in parts. Depends on shapes and options only.
 //
-// A node of keys [a, b) longer than min_length is split at h: both halves are nodes, and the queries of [h, b) meet the
-// keys [a, h) without a mask, which is a segment. Lengths need no padding; h is rounded to whole tiles. Queries behind
-// the last key meet all keys in one segment; without a mask that segment is all there is.
+// A node of keys [a, b) longer than min_length is cut into parts [h, e), which are nodes, and the queries of each part
+// meet the keys [a, h) of earlier ones without a mask, which is a segment. Two parts are the paper's halving. With s
+// parts a query is in (1 - 1/s) / log2 s segments for each doubling of the length, .5 for two and .375 for four, a key
+// in (s - 1) / (2 log2 s), .5 and .75, where several query heads share it. Lengths need no padding; cuts are at whole
+// tiles. Queries behind the last key meet all keys in one segment; without a mask that segment is all there is.
 #pragma once
 
 #include <cstdint>
