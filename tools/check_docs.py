@@ -13,8 +13,10 @@ import sys
 def main():
     root, binary = pathlib.Path(sys.argv[1]), sys.argv[2]
     bad = []
-    listing = json.loads(subprocess.run([binary, 'codecs', '--list', '--json'], capture_output=True, check=True, text=True).stdout)
-    names = {row['codec'].split(':')[0] for row in listing['rows']}
+    def listed(command, key):
+        out = subprocess.run([binary, command, '--list', '--json'], capture_output=True, check=True, text=True).stdout
+        return {row[key].split(':')[0] for row in json.loads(out)['rows']}
+    names = listed('codecs', 'codec') | listed('attn', 'method')
     bad += [f'docs/methods/{n}.md is missing' for n in sorted(names) if not (root / 'docs' / 'methods' / f'{n}.md').exists()]
     pages = [p for p in root.rglob('*.md') if not any(part.startswith(('build', '.')) for part in p.relative_to(root).parts)]
     for page in pages:
