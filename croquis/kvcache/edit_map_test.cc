@@ -48,7 +48,9 @@ TEST(EditMap, IsAListOfSlots) {
       }
       ASSERT_EQ(map.Tokens(slots), int64_t(plain.size()));
       ASSERT_EQ(map.Cursor(slots), int64_t(plain.size()));
-      if (map.edited()) ASSERT_EQ(Slots(map), plain);
+      if (map.edited()) {
+        ASSERT_EQ(Slots(map), plain);
+      }
     }
     EditMap restored;
     ASSERT_TRUE(restored.Restore({map.segments().begin(), map.segments().end()}, -1, slots));

@@ -124,7 +124,9 @@ TEST(Kdeformer, ColumnNorms) {
     int64_t near = 0;
     for (size_t j = 0; j < truth.size(); ++j) {
       const double difference = std::abs((*logs)[j] - std::log(truth[j]));
-      if (samples == 0) EXPECT_LT(difference, 1e-3);
+      if (samples == 0) {
+        EXPECT_LT(difference, 1e-3);
+      }
       near += difference < std::log(2.);
     }
     EXPECT_GE(near, kRows * 95 / 100) << samples;
