@@ -1,36 +1,16 @@
 // The vectors of AVX2 that the loops of tile_inl.h, tile_product_inl.h and tile_quantised_inl.h are written in.
-// Included inside the anonymous namespace of their files.
+// Included inside the anonymous namespace of their files, which include vector_avx2.h.
 
-struct V {
-  using F = __m256;
+struct V : VectorAvx2 {
   using I = __m256i;                       // the same width in 32-bit lanes
-  static constexpr int kW = 8;             // lanes
   static constexpr int kNv = 2;            // a product's block: 6 rows x 2 vectors
   static constexpr int kMr[] = {0, 8, 6};  // rows of a block that is 1 or 2 vectors wide
 
-  static F Zero() { return _mm256_setzero_ps(); }
-  static F Set(float x) { return _mm256_set1_ps(x); }
-  static F Load(const float* p) { return _mm256_loadu_ps(p); }
-  static void Store(float* p, F x) { _mm256_storeu_ps(p, x); }
-  static F Add(F a, F b) { return _mm256_add_ps(a, b); }
-  static F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
-  static F Max(F a, F b) { return _mm256_max_ps(a, b); }
-  static F Fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F Fms(F a, F b, F c) { return _mm256_fmsub_ps(a, b, c); }
   template <TileType T>
   static F MultiplyAdd(F a, F b, F c) {
     static_assert(T == TileType::kF32);
     return _mm256_fmadd_ps(a, b, c);
-  }
-  static float Sum(F x) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-  }
-  static float MaxOf(F x) {
-    __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
   }
   static bool AnyAbove(F x, F bound) { return _mm256_movemask_ps(_mm256_cmp_ps(x, bound, _CMP_GT_OQ)) != 0; }
   // One number in all lanes, in a register: as an operand it would be loaded again for every product.
@@ -57,10 +37,9 @@ struct V {
   // 8 numbers of a row.
   template <RowType T>
   static F Numbers(const std::byte* p) {
-    if constexpr (T == RowType::kF32) return _mm256_loadu_ps((const float*)p);
-    const __m128i h = _mm_loadu_si128((const __m128i*)p);
-    if constexpr (T == RowType::kF16) return _mm256_cvtph_ps(h);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    if constexpr (T == RowType::kF32) return Load((const float*)p);
+    if constexpr (T == RowType::kF16) return LoadF16(p);
+    return LoadBf16(p);
   }
   // The same in bf16, in the low halves of the lanes.
   static I Bf16(F x) {

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "croquis/simd/tile_internal.h"
+#include "croquis/simd/vector_avx512.h"
 
 namespace croquis::simd {
 namespace {

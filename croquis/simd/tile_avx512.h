@@ -1,22 +1,11 @@
-// The vectors of AVX-512 that the loops of tile_inl.h and tile_product_inl.h are written in. Included inside the
-// anonymous namespace of tile_avx512.cc and tile_amx.cc.
+// The vectors of AVX-512 that the loops of tile_inl.h, tile_product_inl.h and tile_quantised_inl.h are written in.
+// Included inside the anonymous namespace of their files, which include vector_avx512.h.
 
-struct V {
-  using F = __m512;
+struct V : VectorAvx512 {
   using I = __m512i;                               // the same width in 32-bit lanes
-  static constexpr int kW = 16;                    // lanes
   static constexpr int kNv = 4;                    // a product's block: 6 rows x 4 vectors
   static constexpr int kMr[] = {0, 16, 12, 8, 6};  // rows of a block that is 1 .. 4 vectors wide
 
-  static F Zero() { return _mm512_setzero_ps(); }
-  static F Set(float x) { return _mm512_set1_ps(x); }
-  static F Load(const float* p) { return _mm512_loadu_ps(p); }
-  static void Store(float* p, F x) { _mm512_storeu_ps(p, x); }
-  static F Add(F a, F b) { return _mm512_add_ps(a, b); }
-  static F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
-  static F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
-  static F Max(F a, F b) { return _mm512_max_ps(a, b); }
-  static F Fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   // c + a b, in units of 32 bits: a number, or a pair of bf16.
   template <TileType T>
   static F MultiplyAdd(F a, F b, F c) {
@@ -24,8 +13,6 @@ struct V {
     return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
   }
   static F Fms(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
-  static float Sum(F x) { return _mm512_reduce_add_ps(x); }
-  static float MaxOf(F x) { return _mm512_reduce_max_ps(x); }
   static bool AnyAbove(F x, F bound) { return _mm512_cmp_ps_mask(x, bound, _CMP_GT_OQ) != 0; }
   // One number in all lanes, in a register: as an operand it would be loaded again for every product.
   static F Spread(const uint32_t* p) {
@@ -47,10 +34,9 @@ struct V {
   // 16 numbers of a row.
   template <RowType T>
   static F Numbers(const std::byte* p) {
-    if constexpr (T == RowType::kF32) return _mm512_loadu_ps(p);
-    const __m256i h = _mm256_loadu_si256((const __m256i*)p);
-    if constexpr (T == RowType::kF16) return _mm512_cvtph_ps(h);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+    if constexpr (T == RowType::kF32) return Load((const float*)p);
+    if constexpr (T == RowType::kF16) return LoadF16(p);
+    return LoadBf16(p);
   }
   // The same in bf16, in the low halves of the lanes. By integers: vcvtneps2bf16 would flush denormal numbers.
   static I Bf16(F x) {

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "croquis/simd/tile_quantised_internal.h"
+#include "croquis/simd/vector_avx2.h"
 
 namespace croquis::simd {
 namespace {
