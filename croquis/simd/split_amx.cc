@@ -7,6 +7,7 @@
 
 #include "croquis/simd/amx_state.h"
 #include "croquis/simd/split_internal.h"
+#include "croquis/simd/vector_avx512.h"
 
 namespace croquis::simd {
 namespace amx {
@@ -38,8 +39,7 @@ struct F16Row {
 struct Bf16Row {
   static constexpr int kBytes = 2, kParts = 1;
   static __m512 Load(const std::byte* p, __mmask16 mask) {
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+    return VectorAvx512::WidenBf16(_mm256_maskz_loadu_epi16(mask, p));
   }
 };
 
@@ -63,35 +63,6 @@ inline __m512i TakePairs(__m512& a, __m512& b) {
   const __m512i row = _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(a), 16), _mm512_castps_si512(top_b));
   a = _mm512_sub_ps(a, Top(a)), b = _mm512_sub_ps(b, top_b);
   return row;
-}
-
-// x[t] lane i -> x[i] lane t.
-inline void Transpose(__m512* x) {
-  __m512 a[16], b[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i += 2) {
-    a[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
-    a[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int g = 0; g < 16; g += 4) {
-    const __m512d p = _mm512_castps_pd(a[g]), q = _mm512_castps_pd(a[g + 2]);
-    const __m512d r = _mm512_castps_pd(a[g + 1]), s = _mm512_castps_pd(a[g + 3]);
-    b[g] = _mm512_castpd_ps(_mm512_unpacklo_pd(p, q));
-    b[g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(p, q));
-    b[g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(r, s));
-    b[g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(r, s));
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    const __m512 lo = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x44), hi = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xee);
-    const __m512 lo2 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x44);
-    const __m512 hi2 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xee);
-    x[j] = _mm512_shuffle_f32x4(lo, lo2, 0x88);
-    x[4 + j] = _mm512_shuffle_f32x4(lo, lo2, 0xdd);
-    x[8 + j] = _mm512_shuffle_f32x4(hi, hi2, 0x88);
-    x[12 + j] = _mm512_shuffle_f32x4(hi, hi2, 0xdd);
-  }
 }
 
 // ---- products ----
@@ -227,7 +198,7 @@ void Prepare(MatView<const float> q, std::byte* query) {
         for (auto& p : part) p[n] = _mm512_castsi512_ps(TakeRow(a, b));
       }
       for (int p = 0; p < kQueryParts; ++p) {
-        Transpose(part[p]);
+        VectorAvx512::Transpose(part[p], part[p]);
         std::byte* to = query + ((tile * steps + s) * kQueryParts + p) * kTile;
         for (int j = 0; j < 16; ++j) _mm512_store_ps(to + j * 64, part[p][j]);
       }
@@ -254,7 +225,7 @@ void ScorePage(const std::byte* k, const std::byte* query, int64_t rows, int64_t
                                __m512 x[16];
 #pragma GCC unroll 16
                                for (int i = 0; i < 16; ++i) x[i] = _mm512_load_ps(c + 16 * i);
-                               Transpose(x);
+                               VectorAvx512::Transpose(x, x);
                                const int64_t n = Min(16, rows - row_tile * 16);
                                float* to = logits + row_tile * 16 * kTokens + token_tile * 16;
                                for (int i = 0; i < 16; ++i)
