@@ -3,6 +3,7 @@
 // (64 FMAs: 34 cycles alone, 67 beside two tilestored; Sapphire Rapids class).
 #include <immintrin.h>
 
+#include "croquis/simd/amx_state.h"
 #include "croquis/simd/tile_internal.h"
 #include "croquis/simd/vector_avx512.h"
 
@@ -22,23 +23,10 @@ constexpr int64_t kTileBytes = 64;  // of a tile's row
 
 // ---- tile instructions; tiles 0-3 are sums, 4-5 rows of queries or weights, 6-7 keys or values ----
 
-// The assembler statements name no memory operand: "memory" orders them among plain loads and stores.
-template <int T>
-inline void ZeroTile() {
-  asm volatile("tilezero %%tmm%c0" ::"i"(T));
-}
-template <int T>
-inline void LoadTile(const void* from, int64_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(T) : "memory");
-}
-template <int T>
-inline void StoreTile(void* to, int64_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(T) : "memory");
-}
-template <int C, int A, int B>
-inline void MultiplyTiles() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-}
+using amx::LoadTile;
+using amx::MultiplyBf16;
+using amx::StoreTile;
+using amx::ZeroTile;
 
 // All tiles 16 rows of 64 bytes, for as long as this lives; then as they were set up before.
 class TileSetup {
@@ -91,10 +79,10 @@ template <int kC, int kA, int N>
 [[gnu::always_inline]] inline void Slice(const std::byte* a, int64_t a_stride, const std::byte* b, int64_t b_stride) {
   LoadTile<kA>(a, a_stride);
   LoadTile<6>(b, b_stride);
-  MultiplyTiles<kC, kA, 6>();
+  MultiplyBf16<kC, kA, 6>();
   if constexpr (N > 1) {
     LoadTile<7>(b + kTileBytes, b_stride);
-    MultiplyTiles<kC + 1, kA, 7>();
+    MultiplyBf16<kC + 1, kA, 7>();
   }
 }
 
