@@ -5,6 +5,7 @@
 #include <string>
 
 #include "croquis/attention/hyper/test_data.h"
+#include "croquis/attention/test_run.h"
 
 namespace croquis::attention {
 namespace {
@@ -12,36 +13,20 @@ namespace {
 using testing::Answer;
 using testing::Head;
 using testing::HeadData;
-
-RunReport RunOn(const std::string& method, const Problem& p, Answer& answer, uint64_t seed) {
-  Executor executor(2);
-  RunReport report;
-  const auto made = Make(method, seed);
-  EXPECT_TRUE(made) << made.error().message;
-  if (!made) return report;
-  EXPECT_TRUE(Run(executor, **FindMethod("hyper"), **made, p, answer.View(), &report));
-  return report;
-}
+using testing::Reference;
+using testing::RunOn;
 
 struct Mean {
   double op = 0, pairs = 0;
 };
-Mean ErrorOf(const std::string& method, const Problem& p, Answer& want, int seeds) {
-  Executor executor(2);
+Mean MeanError(const std::string& method, const Problem& p, Answer& want, int seeds) {
   Mean mean;
   for (int seed = 1; seed <= seeds; ++seed) {
     Answer got(p);
     mean.pairs += RunOn(method, p, got, uint64_t(seed)).pairs / double(p.q.rows) / seeds;
-    mean.op += Compare(executor, p, got.View(), want.View(), true).op / seeds;
+    mean.op += testing::ErrorOf(p, got, want, true).op / seeds;
   }
   return mean;
-}
-
-Answer Reference(const Problem& p) {
-  Executor executor(2);
-  Answer want(p);
-  EXPECT_TRUE(SoftmaxReference(executor, p, want.View()));
-  return want;
 }
 
 // n = 2,048, 256 keys a query for the published variant (block and samples of 128) and not more for ours.
@@ -55,8 +40,8 @@ TEST(HyperError, BelowThePublishedVariantAtTheSameBudget) {
       const HeadData data(row.head, 2048, dim, 11);
       const Problem p = data.Get(false);
       Answer want = Reference(p);
-      const Mean paper = ErrorOf("hyper:variant=paper,block=128,samples=128,min_length=16,precision=f32", p, want, 2),
-                 v2 = ErrorOf("hyper:block=48,samples=84,global=32,min_length=16,probes=0,precision=f32", p, want, 2);
+      const Mean paper = MeanError("hyper:variant=paper,block=128,samples=128,min_length=16,precision=f32", p, want, 2),
+                 v2 = MeanError("hyper:block=48,samples=84,global=32,min_length=16,probes=0,precision=f32", p, want, 2);
       EXPECT_LE(v2.pairs, paper.pairs) << dim << " " << int(row.head);
       EXPECT_LT(v2.op, row.most * paper.op) << dim << " " << int(row.head);
       RecordProperty("ratio" + std::to_string(dim) + "_" + std::to_string(int(row.head)),
@@ -72,10 +57,11 @@ TEST(HyperError, FallsWithTheRootOfTheSamples) {
   double x = 0, y = 0, xx = 0, xy = 0;
   for (const int samples : {64, 256, 1024}) {
     const double a = std::log(samples),
-                 b = std::log(ErrorOf("hyper:residual=uniform,block=32,global=16,min_length=16,precision=f32,samples=" +
-                                          std::to_string(samples),
-                                      p, want, 3)
-                                  .op);
+                 b = std::log(
+                     MeanError("hyper:residual=uniform,block=32,global=16,min_length=16,precision=f32,samples=" +
+                                   std::to_string(samples),
+                               p, want, 3)
+                         .op);
     x += a / 3, y += b / 3, xx += a * a / 3, xy += a * b / 3;
   }
   EXPECT_NEAR((xy - x * y) / (xx - x * x), -.5, .1);

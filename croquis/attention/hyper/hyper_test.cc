@@ -8,38 +8,19 @@
 #include "croquis/attention/hyper/index.h"
 #include "croquis/attention/hyper/test_data.h"
 #include "croquis/attention/partial.h"
+#include "croquis/attention/test_run.h"
 
 namespace croquis::attention {
 namespace {
 
 using testing::Answer;
 using testing::Case;
+using testing::ErrorOf;
 using testing::Head;
 using testing::HeadData;
 using testing::RandomProblem;
-
-RunReport RunOn(const std::string& method, const Problem& p, Answer& answer, uint64_t seed = 1, int threads = 2) {
-  Executor executor(threads);
-  RunReport report;
-  const auto made = Make(method, seed);
-  EXPECT_TRUE(made) << made.error().message;
-  if (!made) return report;
-  const Status ran = Run(executor, **FindMethod("hyper"), **made, p, answer.View(), &report);
-  EXPECT_TRUE(ran) << ran.error().message;
-  return report;
-}
-
-Answer Reference(const Problem& p) {
-  Executor executor(2);
-  Answer want(p);
-  EXPECT_TRUE(SoftmaxReference(executor, p, want.View()));
-  return want;
-}
-
-ErrorReport ErrorOf(const Problem& p, Answer& got, Answer& want) {
-  Executor executor(2);
-  return Compare(executor, p, got.View(), want.View());
-}
+using testing::Reference;
+using testing::RunOn;
 
 std::string Describe(const Case& c) {
   return "heads " + std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " nq " + std::to_string(c.nq) +

@@ -6,38 +6,19 @@
 
 #include "croquis/attention/hyper/test_data.h"
 #include "croquis/attention/kdeformer/theory.h"
+#include "croquis/attention/test_run.h"
 
 namespace croquis::attention {
 namespace {
 
 using testing::Answer;
 using testing::Case;
+using testing::ErrorOf;
 using testing::Head;
 using testing::HeadData;
 using testing::RandomProblem;
-
-RunReport RunOn(const std::string& method, const Problem& p, Answer& answer, uint64_t seed = 1, int threads = 2) {
-  Executor executor(threads);
-  RunReport report;
-  const auto made = Make(method, seed);
-  EXPECT_TRUE(made) << made.error().message;
-  if (!made) return report;
-  const Status ran = Run(executor, **FindMethod("kdeformer"), **made, p, answer.View(), &report);
-  EXPECT_TRUE(ran) << ran.error().message;
-  return report;
-}
-
-Answer Reference(const Problem& p) {
-  Executor executor(2);
-  Answer want(p);
-  EXPECT_TRUE(SoftmaxReference(executor, p, want.View()));
-  return want;
-}
-
-ErrorReport ErrorOf(const Problem& p, Answer& got, Answer& want, bool operator_norm = false) {
-  Executor executor(2);
-  return Compare(executor, p, got.View(), want.View(), operator_norm);
-}
+using testing::Reference;
+using testing::RunOn;
 
 TEST(Kdeformer, PracticalOnEveryShape) {
   for (const Case& c : {Case{.nq = 1, .nk = 1, .dim = 1, .value_dim = 1},

@@ -8,7 +8,7 @@
 
 #include "croquis/attention/lev/key_plan.h"
 #include "croquis/attention/lev/power.h"
-#include "croquis/attention/test_problem.h"
+#include "croquis/attention/test_run.h"
 
 namespace croquis::attention::lev {
 namespace {
@@ -24,14 +24,7 @@ std::string Name(const Case& c) {
 }
 
 RunReport RunLev(const std::string& spec, const Problem& p, Answer& answer, int threads = 2, uint64_t seed = 0) {
-  Executor executor(threads);
-  RunReport report;
-  const auto made = Make(spec, seed);
-  EXPECT_TRUE(made) << made.error().message;
-  if (!made) return report;
-  const Status ran = Run(executor, **FindMethod("lev"), **made, p, answer.View(), &report);
-  EXPECT_TRUE(ran) << ran.error().message;
-  return report;
+  return testing::RunOn(spec, p, answer, seed, threads);
 }
 
 void Reference(const std::string& spec, const Problem& p, Answer& answer) {
