@@ -1,4 +1,5 @@
-// For tests of dense methods: a run, the answer of exact attention, and the error of the one against the other.
+// For tests of dense methods: a case in words, a run, the answer of exact attention, and the error of the one against
+// the other.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -8,6 +9,12 @@
 #include "croquis/attention/test_problem.h"
 
 namespace croquis::attention::testing {
+
+inline std::string Describe(const Case& c) {
+  return "heads " + std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " nq " + std::to_string(c.nq) +
+         " nk " + std::to_string(c.nk) + " dim " + std::to_string(c.dim) + "/" + std::to_string(c.value_dim) +
+         (c.causal ? " causal" : "");
+}
 
 // Runs a method, "name:param=value,...", which must not refuse.
 inline RunReport RunOn(const std::string& method, const Problem& p, Answer& answer, uint64_t seed = 1,

@@ -15,18 +15,13 @@ namespace {
 
 using testing::Answer;
 using testing::Case;
+using testing::Describe;
 using testing::ErrorOf;
 using testing::Head;
 using testing::HeadData;
 using testing::RandomProblem;
 using testing::Reference;
 using testing::RunOn;
-
-std::string Describe(const Case& c) {
-  return "heads " + std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " nq " + std::to_string(c.nq) +
-         " nk " + std::to_string(c.nk) + " dim " + std::to_string(c.dim) + "/" + std::to_string(c.value_dim) +
-         (c.causal ? " causal" : "");
-}
 
 const Case kShapes[] = {
     {.nq = 1500, .nk = 1500},

@@ -15,13 +15,9 @@ namespace {
 
 using attention::testing::Answer;
 using attention::testing::Case;
+using attention::testing::Describe;
+using attention::testing::ErrorOf;
 using attention::testing::RandomProblem;
-
-std::string Name(const Case& c) {
-  return "heads " + std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " nq " + std::to_string(c.nq) +
-         " nk " + std::to_string(c.nk) + " dim " + std::to_string(c.dim) + "/" + std::to_string(c.value_dim) +
-         (c.causal ? " causal" : "");
-}
 
 RunReport RunLev(const std::string& spec, const Problem& p, Answer& answer, int threads = 2, uint64_t seed = 0) {
   return testing::RunOn(spec, p, answer, seed, threads);
@@ -30,11 +26,6 @@ RunReport RunLev(const std::string& spec, const Problem& p, Answer& answer, int 
 void Reference(const std::string& spec, const Problem& p, Answer& answer) {
   Executor executor(2);
   ASSERT_TRUE((*Make(spec))->RunReference(executor, p, answer.View()));
-}
-
-ErrorReport Errors(const Problem& p, Answer& got, Answer& want) {
-  Executor executor(2);
-  return Compare(executor, p, got.View(), want.View());
 }
 
 // Odd sizes, grouped heads, fewer and more queries than keys.
@@ -59,11 +50,11 @@ TEST(Lev, IsExactWhenTheSetIsEverything) {
             "lev:residual=none,window=2000,precision=f32", "lev:score=power,eps=1e-6,residual=none,window=0,sinks=0",
             "lev:score=power,p=3,eps=1e-6,residual=none", "lev:score=power,p=1.5,samples=1000,window=0",
             "lev:score=power,p=4,window=2000,residual=none"}) {
-        SCOPED_TRACE(Name(c) + " " + spec);
+        SCOPED_TRACE(Describe(c) + " " + spec);
         Answer got(r.problem), want(r.problem);
         const RunReport report = RunLev(spec, r.problem, got);
         Reference(spec, r.problem, want);
-        const ErrorReport e = Errors(r.problem, got, want);
+        const ErrorReport e = ErrorOf(r.problem, got, want);
         // f32 sums; powers multiply the relative error of a small <q, k> by p.
         EXPECT_LT(e.row_max, spec.find("power") == std::string::npos ? 2e-5 : 1e-4);
         EXPECT_LT(e.lse_max, 2e-4);
@@ -207,7 +198,7 @@ TEST(Lev, CertificateTellsTheError) {
       for (int64_t i = 0; i < 2 * 1500 * 16; ++i) r.v.f32()[i] += 0.7f;
       const RunReport report = RunLev(spec, r.problem, got);
       Reference(spec, r.problem, want);
-      const ErrorReport e = Errors(r.problem, got, want);
+      const ErrorReport e = ErrorOf(r.problem, got, want);
       EXPECT_LT(report.pairs, .7 * report.exact_pairs);
       EXPECT_GT(e.row_mean, 1e-3);
       EXPECT_LT(e.row_mean, 2 * report.est_error);
@@ -241,7 +232,7 @@ TEST(Lev, PowerEntriesAreExact) {
     }
     EXPECT_LT(kept, .99);
     EXPECT_GT(report.est_error, 0);  // a bound, from the mass left out
-    EXPECT_LE(Errors(r.problem, got, want).row_mean, report.est_error * 1.001);
+    EXPECT_LE(ErrorOf(r.problem, got, want).row_mean, report.est_error * 1.001);
   }
 }
 
@@ -254,7 +245,7 @@ TEST(Lev, ZeroKeysAndValues) {
       RunLev(spec, r.problem, got);
       Reference(spec, r.problem, want);
       if (spec.find("power") != std::string::npos) {
-        EXPECT_LT(Errors(r.problem, got, want).row_max, 1e-5) << spec;  // no weight at all: zeros
+        EXPECT_LT(ErrorOf(r.problem, got, want).row_max, 1e-5) << spec;  // no weight at all: zeros
       }
       for (const float x : got.out) ASSERT_TRUE(std::isfinite(x)) << spec;
       r.problem.scale = 0;
