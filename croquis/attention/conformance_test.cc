@@ -5,124 +5,28 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
-#include <map>
-#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "croquis/attention/partial.h"
-#include "croquis/attention/test_problem.h"
+#include "croquis/attention/test_methods.h"
 
 namespace croquis::attention {
 namespace {
 
 using simd::RowType;
 using testing::Answer;
+using testing::Attempt;
 using testing::Case;
+using testing::ExpectFinite;
+using testing::Fitting;
+using testing::ForEachMethod;
+using testing::ForEachVariant;
 using testing::RandomProblem;
-
-std::string ShortReal(double v) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.9g", v);
-  return text;
-}
-
-// The method at its defaults, and with each parameter changed alone: every word, both ends of every range.
-std::vector<std::string> Variants(const MethodInfo& method) {
-  std::vector<std::string> all = {std::string(method.name)};
-  const auto add = [&](const ParamInfo& p, const std::string& value) {
-    const std::string text = std::string(method.name) + ":" + std::string(p.name) + "=" + value;
-    if (value != p.def && Make(text)) all.push_back(text);
-  };
-  for (const ParamInfo& p : method.params) {
-    for (std::string_view rest = p.choices; !rest.empty();) {
-      const size_t bar = rest.find('|');
-      add(p, std::string(rest.substr(0, bar)));
-      rest = bar == rest.npos ? "" : rest.substr(bar + 1);
-    }
-    if (!p.choices.empty()) continue;
-    if (p.IsReal()) {
-      add(p, ShortReal(p.real_min)), add(p, ShortReal(p.real_max));
-    } else {
-      add(p, std::to_string(p.min)), add(p, std::to_string(p.max));
-    }
-  }
-  return all;
-}
-
-template <class F>
-void ForEachMethod(const F& fn) {
-  for (const MethodInfo* m : Methods()) fn(*m, std::string(m->name));
-}
-template <class F>
-void ForEachVariant(const F& fn) {
-  for (const MethodInfo* m : Methods())
-    for (const std::string& text : Variants(*m)) fn(*m, text);
-}
-
-// Pools are made once: hundreds of runs share them.
-Executor& Workers(int threads) {
-  static Executor pools[] = {Executor(1), Executor(2), Executor(3)};
-  return pools[threads - 1];
-}
-
-struct Ran {
-  Answer answer;
-  RunReport report;
-};
-
-// Runs it; nothing where the method refuses, which must be in words.
-std::optional<Ran> Attempt(const MethodInfo& info, const std::string& text, const Problem& p, const std::string& where,
-                           int threads = 2, uint64_t seed = 5) {
-  const auto method = Make(text, seed);
-  EXPECT_TRUE(method) << text << ": " << (method ? "" : method.error().message);
-  if (!method) return std::nullopt;
-  Executor& executor = Workers(threads);
-  Ran ran{Answer(p), {}};
-  // What is never written stays NaN and is seen.
-  std::fill(ran.answer.out.begin(), ran.answer.out.end(), std::numeric_limits<float>::quiet_NaN());
-  std::fill(ran.answer.lse.begin(), ran.answer.lse.end(), std::numeric_limits<float>::quiet_NaN());
-  const Status status = attention::Run(executor, info, **method, p, ran.answer.View(), &ran.report);
-  if (status) return ran;
-  EXPECT_TRUE(status.error().code == Code::kUnsupported || status.error().code == Code::kOutOfRange)
-      << text << ", " << where << ": " << status.error().message;
-  EXPECT_GT(status.error().message.size(), 20u) << text << ", " << where;
-  return std::nullopt;
-}
-
-void ExpectFinite(const Answer& a, const std::string& where) {
-  for (const float x : a.out) ASSERT_TRUE(std::isfinite(x)) << where;
-  for (const float x : a.lse) ASSERT_TRUE(std::isfinite(x)) << where << " (log-sum-exp)";
-}
-
-// How large queries and keys may be: methods with a bounded range of logits refuse standard normal ones. The largest of
-// a few sizes that the method takes; 0 if it takes none.
-float WorkingSize(const MethodInfo& info, const std::string& text) {
-  static std::map<std::string, float> known;
-  const auto at = known.find(text);
-  if (at != known.end()) return at->second;
-  for (const bool causal : {info.causal, false})  // a variant may lack the mask that its method takes
-    for (const int64_t dim : {16, 4})             // features of high degree are too many but for small dims
-      for (const float size : {1.f, .5f, .2f, .1f, .05f, .02f}) {
-        const RandomProblem random({.nq = 64, .nk = 64, .dim = dim, .value_dim = dim, .causal = causal, .size = size});
-        if (Attempt(info, text, random.problem, "any size")) return known[text] = size;
-      }
-  return known[text] = 0;
-}
-
-// A problem of a size that the method takes.
-RandomProblem Fitting(const MethodInfo& info, const std::string& text, Case c) {
-  c.size *= WorkingSize(info, text);
-  return RandomProblem(c);
-}
-
-bool SameBits(const Answer& a, const Answer& b) {
-  return std::memcmp(a.out.data(), b.out.data(), a.out.size() * sizeof(float)) == 0 &&
-         std::memcmp(a.lse.data(), b.lse.data(), a.lse.size() * sizeof(float)) == 0;
-}
+using testing::Workers;
+using testing::WorkingSize;
 
 ErrorReport ErrorOf(const std::string& text, const Problem& p, Answer& a) {
   Executor& executor = Workers(2);
@@ -364,23 +268,6 @@ TEST(Conformance, IdenticalKeys) {
   });
 }
 
-TEST(Conformance, KeyLengthIsAProblemOnFewerKeys) {
-  ForEachVariant([](const MethodInfo& info, const std::string& text) {
-    RandomProblem random =
-        Fitting(info, text, {.heads = 2, .nq = 60, .nk = 150, .dim = 16, .value_dim = 16, .causal = info.causal});
-    random.problem.mask.offset = 50;
-    Problem fewer = random.problem;
-    fewer.k.rows = fewer.v.rows = 101;
-    random.problem.key_length = 101;
-    const auto a = Attempt(info, text, random.problem, "key_length"), b = Attempt(info, text, fewer, "fewer keys");
-    ASSERT_EQ(a.has_value(), b.has_value()) << text;
-    if (a) {
-      EXPECT_TRUE(SameBits(a->answer, b->answer)) << text;
-      EXPECT_EQ(a->report.exact_pairs, b->report.exact_pairs) << text;
-    }
-  });
-}
-
 TEST(Conformance, RowsThatSeeNoKeyAreZero) {
   ForEachVariant([](const MethodInfo& info, const std::string& text) {
     if (!info.causal) return;
@@ -393,66 +280,6 @@ TEST(Conformance, RowsThatSeeNoKeyAreZero) {
       const bool blind = i % 200 < 80;
       EXPECT_EQ(ran->answer.lse[size_t(i)] == kEmptyMax, blind) << text << " row " << i;
       for (int64_t c = 0; blind && c < 16; ++c) EXPECT_EQ(ran->answer.out[size_t(i * 16 + c)], 0) << text << " " << i;
-    }
-  });
-}
-
-// Changes token t in q, k and v and compares the rows before it.
-void CheckCausality(const MethodInfo& info, const std::string& text, int64_t n, std::initializer_list<int64_t> tokens) {
-  const int64_t d = 16;
-  const Case c{.heads = 2, .kv_heads = 1, .nq = n, .nk = n, .dim = d, .value_dim = d, .causal = true};
-  const auto before = Attempt(info, text, Fitting(info, text, c).problem, "causality");
-  if (!before) return;
-  for (const int64_t t : tokens) {
-    RandomProblem changed = Fitting(info, text, c);
-    for (int64_t i = 0; i < d; ++i) {
-      const float x = (i % 2 == 0 ? 2.f : -2.f) * WorkingSize(info, text);
-      changed.q.f32()[t * d + i] = changed.q.f32()[(n + t) * d + i] = x;
-      changed.k.f32()[t * d + i] = x;
-      changed.v.f32()[t * d + i] = 10 * x;
-    }
-    const auto after = Attempt(info, text, changed.problem, "causality");
-    ASSERT_TRUE(after) << text;
-    for (int64_t h = 0; h < 2; ++h) {
-      for (int64_t i = 0; i < t * d; ++i)
-        ASSERT_NEAR(before->answer.out[size_t(h * n * d + i)], after->answer.out[size_t(h * n * d + i)], 1e-6)
-            << text << ": token " << t << " of " << n << " changes row " << i / d << " of head " << h;
-      for (int64_t i = 0; i < t; ++i)
-        ASSERT_NEAR(before->answer.lse[size_t(h * n + i)], after->answer.lse[size_t(h * n + i)], 1e-5)
-            << text << ": token " << t << " of " << n << " changes the log-sum-exp of row " << i;
-    }
-    EXPECT_FALSE(SameBits(before->answer, after->answer)) << text << ": token " << t << " changes nothing";
-  }
-}
-
-TEST(Conformance, LaterTokensChangeNothingWherePromised) {
-  ForEachVariant([](const MethodInfo& info, const std::string& text) {
-    if (!info.causal || info.strict_causal == nullptr || !info.strict_causal(*ResolveSpec(text))) return;
-    CheckCausality(info, text, 257, {256, 200, 128, 3});
-    // Long enough for methods that are exact on short pieces.
-    const bool plain = text.find(':') == text.npos || text.find("causal") != text.npos;
-    if (plain) CheckCausality(info, text, 2503, {2502, 2048, 1300});
-  });
-}
-
-TEST(Conformance, ThreadsAndSeedsDecideAsTheyShould) {
-  ForEachVariant([](const MethodInfo& info, const std::string& text) {
-    const bool plain = text.find(':') == text.npos;
-    const int64_t n = plain ? 1009 : 257;
-    for (const bool causal : {false, true}) {
-      if (causal && !info.causal) continue;
-      const RandomProblem random = Fitting(
-          info, text, {.heads = 4, .kv_heads = 2, .nq = n, .nk = n, .dim = 16, .value_dim = 16, .causal = causal});
-      const auto one = Attempt(info, text, random.problem, "threads", 1);
-      for (const int threads : {1, 2, 3}) {
-        const auto other = Attempt(info, text, random.problem, "threads", threads);
-        ASSERT_EQ(one.has_value(), other.has_value()) << text;
-        if (!one) continue;
-        EXPECT_TRUE(SameBits(one->answer, other->answer)) << text << ": " << threads << " threads, causal " << causal;
-        EXPECT_EQ(one->report.pairs, other->report.pairs) << text << ": " << threads << " threads";
-        EXPECT_EQ(one->report.est_error, other->report.est_error) << text << ": " << threads << " threads";
-        EXPECT_EQ(one->report.fallback_rows, other->report.fallback_rows) << text << ": " << threads << " threads";
-      }
     }
   });
 }
@@ -484,53 +311,6 @@ TEST(Conformance, ReportsAreFilled) {
       if (!r.chosen.empty()) {
         EXPECT_EQ(r.chosen.size(), 4u) << text;
       }
-    }
-  });
-}
-
-// Strides between rows and heads, of inputs and output, and an output without log-sum-exps, change no number.
-TEST(Conformance, StridesAreFollowed) {
-  ForEachVariant([](const MethodInfo& info, const std::string& text) {
-    const int64_t n = 127, d = 16, heads = 4, kv_heads = 2;
-    const RandomProblem random = Fitting(
-        info, text,
-        {.heads = heads, .kv_heads = kv_heads, .nq = n, .nk = n, .dim = d, .value_dim = d, .causal = info.causal});
-    const auto want = Attempt(info, text, random.problem, "strides");
-    if (!want) return;
-    // [rows, heads, dim], as attention layers leave it; one number of room after each row.
-    std::vector<std::vector<float>> kept;
-    const auto moved = [&](const TensorView& t) {
-      std::vector<float>& to =
-          kept.emplace_back(size_t(n * (t.heads * d + 1)), std::numeric_limits<float>::quiet_NaN());
-      for (int64_t h = 0; h < t.heads; ++h)
-        for (int64_t r = 0; r < n; ++r) t.Head(h).Read(r, &to[size_t(r * (t.heads * d + 1) + h * d)]);
-      return TensorView{
-          reinterpret_cast<const std::byte*>(to.data()), RowType::kF32, t.heads, n, d, d, t.heads * d + 1};
-    };
-    Problem p = random.problem;
-    p.q = moved(p.q), p.k = moved(p.k), p.v = moved(p.v);
-    std::vector<float> out(size_t(n * heads * d), std::numeric_limits<float>::quiet_NaN());
-    const auto method = Make(text, 5);
-    Executor& executor = Workers(2);
-    ASSERT_TRUE(attention::Run(executor, info, **method, p, Output{out.data(), d, heads * d, nullptr})) << text;
-    for (int64_t h = 0; h < heads; ++h)
-      for (int64_t r = 0; r < n; ++r)
-        for (int64_t c = 0; c < d; ++c)
-          ASSERT_EQ(out[size_t((r * heads + h) * d + c)], want->answer.out[size_t((h * n + r) * d + c)])
-              << text << " head " << h << " row " << r;
-  });
-}
-
-TEST(Conformance, SecondKeysAndValuesAreTheFirstUnlessGiven) {
-  ForEachVariant([](const MethodInfo& info, const std::string& text) {
-    if (!info.second) return;
-    RandomProblem random = Fitting(info, text, {.heads = 2, .nq = 67, .nk = 67, .dim = 8, .value_dim = 8});
-    const auto without = Attempt(info, text, random.problem, "no second keys");
-    random.problem.k2 = random.problem.k, random.problem.v2 = random.problem.v;
-    const auto with = Attempt(info, text, random.problem, "second keys");
-    ASSERT_EQ(without.has_value(), with.has_value()) << text;
-    if (with) {
-      EXPECT_TRUE(SameBits(without->answer, with->answer)) << text;
     }
   });
 }
