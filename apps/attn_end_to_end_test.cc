@@ -119,12 +119,7 @@ TEST_F(Attn, ErrorsSayWhatToDoAndHaveTheirCodes) {
     args[4] = k;
     return args;
   };
-  struct Case {
-    std::vector<std::string> args;
-    int code;
-    const char* says;
-  };
-  const Case cases[] = {
+  const Refusal cases[] = {
       {{"attn"}, 2, "--random"},
       {{"attn", "--random", "5", "--q", "q.npy"}, 2, "--random"},
       {keys(Path("none.npy")), 3, "none.npy"},
@@ -142,15 +137,7 @@ TEST_F(Attn, ErrorsSayWhatToDoAndHaveTheirCodes) {
       {{"attn", "--random", "9", "--heads", "3", "--kv-heads", "2"}, 2, "multiple"},
       {{"attn", "--random", "268435456", "--heads", "64"}, 5, "TiB"},
   };
-  for (const Case& c : cases) {
-    const Outcome r = Croquis(c.args);
-    std::string line;
-    for (const std::string& a : c.args) line += a + " ";
-    EXPECT_EQ(r.code, c.code) << line << "\n" << r.err;
-    EXPECT_NE(r.err.find(c.says), std::string::npos) << line << "\n" << r.err;
-    EXPECT_EQ(r.err.rfind("croquis: ", 0), 0u) << line << "\n" << r.err;
-    EXPECT_EQ(r.out, "") << line;
-  }
+  for (const Refusal& c : cases) ExpectRefused(c);
   EXPECT_FALSE(fs::exists(Path("o.npy")));
 }
 

@@ -249,12 +249,7 @@ TEST_F(EndToEnd, ErrorsSayWhatToDoAndHaveTheirCodes) {
   const std::string packed = Write("books.txt", std::string("\xFD"
                                                             "7zXZ\0abc",
                                                             9));
-  struct Case {
-    std::vector<std::string> args;
-    int code;
-    const char* says;
-  };
-  const std::vector<Case> cases = {
+  const std::vector<Refusal> cases = {
       {{}, 2, "--help"},
       {{"fly"}, 2, "--help"},
       {{"run"}, 2, "-p"},
@@ -284,15 +279,7 @@ TEST_F(EndToEnd, ErrorsSayWhatToDoAndHaveTheirCodes) {
       {{"codecs", "nothing"}, 2, "eden"},
       {{"codecs", "eden", "--rows-kind", "odd"}, 2, "gaussian"},
   };
-  for (const Case& c : cases) {
-    const Outcome r = Croquis(c.args);
-    std::string line;
-    for (const std::string& a : c.args) line += a + " ";
-    EXPECT_EQ(r.code, c.code) << line << "\n" << r.err;
-    EXPECT_NE(r.err.find(c.says), std::string::npos) << line << "\n" << r.err;
-    EXPECT_EQ(r.err.rfind("croquis: ", 0), 0u) << line << "\n" << r.err;
-    EXPECT_EQ(r.out, "") << line;
-  }
+  for (const Refusal& c : cases) ExpectRefused(c);
 }
 
 TEST_F(EndToEnd, HelpHasExamples) {

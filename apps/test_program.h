@@ -100,6 +100,23 @@ class EndToEnd : public ::testing::Test {
   const std::string book_ = CROQUIS_SOURCE_DIR "/models/texts/frankenstein.txt";
 };
 
+// Arguments that the program refuses: its exit code, and a word of its message.
+struct Refusal {
+  std::vector<std::string> args;
+  int code;
+  const char* says;
+};
+// Nothing on standard output, and a message that begins with the program's name.
+inline void ExpectRefused(const Refusal& c) {
+  const Outcome r = Croquis(c.args);
+  std::string line;
+  for (const std::string& a : c.args) line += a + " ";
+  EXPECT_EQ(r.code, c.code) << line << "\n" << r.err;
+  EXPECT_NE(r.err.find(c.says), std::string::npos) << line << "\n" << r.err;
+  EXPECT_EQ(r.err.rfind("croquis: ", 0), 0u) << line << "\n" << r.err;
+  EXPECT_EQ(r.out, "") << line;
+}
+
 inline void ExpectColumns(const json& o, std::initializer_list<const char*> columns) {
   ASSERT_TRUE(o.is_object());
   for (const char* key : {"machine", "commit", "threads", "rows"}) EXPECT_TRUE(o.contains(key)) << key;
