@@ -30,8 +30,8 @@ struct HeadView {
   size_t key_offset = 0, value_offset = 0;
   const Center* center = nullptr;   // null when nothing was removed from the keys
   const RopeTable* rope = nullptr;  // set with center
-  const EditMap* edits =
-      nullptr;  // set when tokens stand elsewhere than in their slots; "position" above is "slot" then
+  // Set when tokens stand elsewhere than in their slots; "position" above is "slot" then.
+  const EditMap* edits = nullptr;
   bool evicts = false;  // `encoded` tokens have left the ring, but there are no pages: `kept` is what remains of them
   Sees sees = Sees::kNothing;  // what attention reports
   KeptView kept;

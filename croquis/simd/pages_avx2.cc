@@ -6,9 +6,7 @@
 namespace croquis::simd {
 namespace {
 
-inline __m256i Dot(__m256i acc, __m256i x, __m256i y) {
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(x, y));
-}
+inline __m256i Dot(__m256i acc, __m256i x, __m256i y) { return _mm256_add_epi32(acc, _mm256_madd_epi16(x, y)); }
 
 #include "croquis/simd/pages_avx2_inl.h"
 

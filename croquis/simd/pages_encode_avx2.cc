@@ -32,7 +32,8 @@ __m256i PairLine(const __m256i* u, int from, int l) {
 // One half (32 lanes) of eight units of byte codes, to that half of the lines of their atom.
 void StoreHalfAtom(const __m256i* u, int bits, uint8_t* out) {
   switch (bits) {
-    case 1: return Store(out, BitLine(u, 0));
+    case 1:
+      return Store(out, BitLine(u, 0));
     case 2:
       for (int l = 0; l < 2; ++l) Store(out + 64 * l, PairLine(u, 0, l));
       return;
@@ -122,9 +123,9 @@ struct Search {
       }
     } else {
       constexpr int k = 1 << (kBits - 3);  // every k-th threshold is in the first table
-      const __m256 coarse = _mm256_setr_ps(threshold[k - 1], threshold[2 * k - 1], threshold[3 * k - 1],
-                                           threshold[4 * k - 1], threshold[5 * k - 1], threshold[6 * k - 1],
-                                           threshold[7 * k - 1], 0);
+      const __m256 coarse =
+          _mm256_setr_ps(threshold[k - 1], threshold[2 * k - 1], threshold[3 * k - 1], threshold[4 * k - 1],
+                         threshold[5 * k - 1], threshold[6 * k - 1], threshold[7 * k - 1], 0);
 #pragma GCC unroll 3
       for (int step = 4; step >= 1; step /= 2) {
         const __m256i probe = _mm256_add_epi32(at, _mm256_set1_epi32(step - 1));
@@ -276,14 +277,22 @@ float Nearest(const float* z, int64_t n, const float* thresholds, int64_t n_thre
   int bits = 1;
   while ((1 << bits) - 1 < n_thresholds) ++bits;
   switch (bits) {
-    case 1: return NearestOf<1>(z, n, thresholds, n_thresholds, value, codes);
-    case 2: return NearestOf<2>(z, n, thresholds, n_thresholds, value, codes);
-    case 3: return NearestOf<3>(z, n, thresholds, n_thresholds, value, codes);
-    case 4: return NearestOf<4>(z, n, thresholds, n_thresholds, value, codes);
-    case 5: return NearestOf<5>(z, n, thresholds, n_thresholds, value, codes);
-    case 6: return NearestOf<6>(z, n, thresholds, n_thresholds, value, codes);
-    case 7: return NearestOf<7>(z, n, thresholds, n_thresholds, value, codes);
-    default: return NearestOf<8>(z, n, thresholds, n_thresholds, value, codes);
+    case 1:
+      return NearestOf<1>(z, n, thresholds, n_thresholds, value, codes);
+    case 2:
+      return NearestOf<2>(z, n, thresholds, n_thresholds, value, codes);
+    case 3:
+      return NearestOf<3>(z, n, thresholds, n_thresholds, value, codes);
+    case 4:
+      return NearestOf<4>(z, n, thresholds, n_thresholds, value, codes);
+    case 5:
+      return NearestOf<5>(z, n, thresholds, n_thresholds, value, codes);
+    case 6:
+      return NearestOf<6>(z, n, thresholds, n_thresholds, value, codes);
+    case 7:
+      return NearestOf<7>(z, n, thresholds, n_thresholds, value, codes);
+    default:
+      return NearestOf<8>(z, n, thresholds, n_thresholds, value, codes);
   }
 }
 
