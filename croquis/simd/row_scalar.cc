@@ -1,15 +1,9 @@
 // Portable form of the row kernels: the reference of the vector forms, and what runs on other machines.
-#include "croquis/base/dtype.h"
+#include "croquis/simd/number_scalar.h"
 #include "croquis/simd/row_internal.h"
 
 namespace croquis::simd {
 namespace {
-
-float Number(RowType type, const std::byte* row, int64_t i) {
-  if (type == RowType::kF32) return reinterpret_cast<const float*>(row)[i];
-  const uint16_t bits = reinterpret_cast<const uint16_t*>(row)[i];
-  return type == RowType::kF16 ? F16ToFloat(bits) : Bf16ToFloat(bits);
-}
 
 void Widen(RowType type, const std::byte* x, int64_t stride, const int32_t* index, int64_t n, int64_t dim, float* out) {
   for (int64_t r = 0; r < n; ++r) {

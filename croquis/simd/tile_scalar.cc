@@ -4,16 +4,11 @@
 #include <cstring>
 
 #include "croquis/base/dtype.h"
+#include "croquis/simd/number_scalar.h"
 #include "croquis/simd/tile_internal.h"
 
 namespace croquis::simd {
 namespace {
-
-float Number(RowType type, const std::byte* row, int64_t i) {
-  if (type == RowType::kF32) return reinterpret_cast<const float*>(row)[i];
-  const uint16_t bits = reinterpret_cast<const uint16_t*>(row)[i];
-  return type == RowType::kF16 ? F16ToFloat(bits) : Bf16ToFloat(bits);
-}
 
 // A packed number, at `i` numbers from the beginning of its block.
 void Put(TileType type, float x, int64_t i, std::byte* to) {
