@@ -66,27 +66,13 @@ struct V : VectorAvx2 {
 
   // out[i * stride + t] = x[t] lane i, for lanes i < n.
   static void StoreTransposed(const I* x, uint32_t* out, int64_t stride, int64_t n) {
-    I a[8], b[8];
-#pragma GCC unroll 4
-    for (int i = 0; i < 8; i += 2) {
-      a[i] = _mm256_unpacklo_epi32(x[i], x[i + 1]);
-      a[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
-    }
-#pragma GCC unroll 2
-    for (int g = 0; g < 8; g += 4) {
-      b[g] = _mm256_unpacklo_epi64(a[g], a[g + 2]);
-      b[g + 1] = _mm256_unpackhi_epi64(a[g], a[g + 2]);
-      b[g + 2] = _mm256_unpacklo_epi64(a[g + 1], a[g + 3]);
-      b[g + 3] = _mm256_unpackhi_epi64(a[g + 1], a[g + 3]);
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      a[j] = _mm256_permute2x128_si256(b[j], b[4 + j], 0x20);
-      a[4 + j] = _mm256_permute2x128_si256(b[j], b[4 + j], 0x31);
-    }
+    F numbers[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) numbers[i] = _mm256_castsi256_ps(x[i]);
+    Transpose(numbers, numbers);
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i)
-      if (i < n) StoreI(out + i * stride, a[i]);
+      if (i < n) StoreI(out + i * stride, Bits(numbers[i]));
   }
 
   // c += a b in integers: four products of unsigned by signed bytes, or two of 16 bits. With AVX-VNNI as statements,

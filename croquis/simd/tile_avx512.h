@@ -56,33 +56,13 @@ struct V : VectorAvx512 {
 
   // out[i * stride + t] = x[t] lane i, for lanes i < n.
   static void StoreTransposed(const I* x, uint32_t* out, int64_t stride, int64_t n) {
-    I a[16], b[16];
+    F numbers[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; i += 2) {
-      a[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-      a[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-    }
-    // b[4g + j]: lane group l holds rows 4g .. 4g + 3 of number 4l + j.
-#pragma GCC unroll 4
-    for (int g = 0; g < 16; g += 4) {
-      b[g] = _mm512_unpacklo_epi64(a[g], a[g + 2]);
-      b[g + 1] = _mm512_unpackhi_epi64(a[g], a[g + 2]);
-      b[g + 2] = _mm512_unpacklo_epi64(a[g + 1], a[g + 3]);
-      b[g + 3] = _mm512_unpackhi_epi64(a[g + 1], a[g + 3]);
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const I lo = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x44), hi = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xee);
-      const I lo2 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x44);
-      const I hi2 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xee);
-      a[j] = _mm512_shuffle_i32x4(lo, lo2, 0x88);
-      a[4 + j] = _mm512_shuffle_i32x4(lo, lo2, 0xdd);
-      a[8 + j] = _mm512_shuffle_i32x4(hi, hi2, 0x88);
-      a[12 + j] = _mm512_shuffle_i32x4(hi, hi2, 0xdd);
-    }
+    for (int i = 0; i < 16; ++i) numbers[i] = _mm512_castsi512_ps(x[i]);
+    Transpose(numbers, numbers);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i)
-      if (i < n) StoreI(out + i * stride, a[i]);
+      if (i < n) StoreI(out + i * stride, Bits(numbers[i]));
   }
 
   // c += a b in integers: four products of unsigned by signed bytes, or two of 16 bits. As statements, because g++ 12
