@@ -257,26 +257,11 @@ void Fwht(float* x, int64_t n) {
 
 float Nearest(const float* z, int64_t n, const float* thresholds, int64_t n_thresholds, const float* value,
               uint8_t* codes) {
+  static constexpr decltype(&NearestOf<1>) kOfBits[] = {NearestOf<1>, NearestOf<2>, NearestOf<3>, NearestOf<4>,
+                                                        NearestOf<5>, NearestOf<6>, NearestOf<7>, NearestOf<8>};
   int bits = 1;
-  while ((1 << bits) - 1 < n_thresholds) ++bits;
-  switch (bits) {
-    case 1:
-      return NearestOf<1>(z, n, thresholds, n_thresholds, value, codes);
-    case 2:
-      return NearestOf<2>(z, n, thresholds, n_thresholds, value, codes);
-    case 3:
-      return NearestOf<3>(z, n, thresholds, n_thresholds, value, codes);
-    case 4:
-      return NearestOf<4>(z, n, thresholds, n_thresholds, value, codes);
-    case 5:
-      return NearestOf<5>(z, n, thresholds, n_thresholds, value, codes);
-    case 6:
-      return NearestOf<6>(z, n, thresholds, n_thresholds, value, codes);
-    case 7:
-      return NearestOf<7>(z, n, thresholds, n_thresholds, value, codes);
-    default:
-      return NearestOf<8>(z, n, thresholds, n_thresholds, value, codes);
-  }
+  while (bits < 8 && (1 << bits) - 1 < n_thresholds) ++bits;
+  return kOfBits[bits - 1](z, n, thresholds, n_thresholds, value, codes);
 }
 
 void F16ToF32(const uint16_t* x, int64_t n, float* y) {

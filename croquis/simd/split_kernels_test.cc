@@ -48,68 +48,69 @@ std::vector<const SplitKernels*> All() {
   return all;
 }
 
-TEST(SplitKernels, ScoreIsExactToF32) {
+template <class Fn>
+void ForEachCase(const Fn& fn) {
   for (const SplitKernels* kernels : All())
     for (const RowType type : kTypes)
       for (const int64_t dim : {8, 13, 32, 64, 80, 128, 200, 256})
-        for (const int64_t rows : {1, 15, 16, 17, 48, 65}) {
-          const Page page(type, dim);
-          const int64_t stride = dim + 3;
-          std::vector<float> q(size_t(rows * stride)), logits(size_t(rows * kTokens + 16), kGuard);
-          const Stream random{4, Purpose("split.query")};
-          for (size_t i = 0; i < q.size(); ++i) q[i] = random.Gaussian(i);
-          Buffer query(kernels->query_bytes(rows, dim)), scratch(kernels->scratch_bytes(rows, dim));
-          kernels->prepare({q.data(), rows, dim, stride}, query.data());
-          kernels->score(type, page.bytes.data(), query.data(), rows, dim, page.bytes.data(), page.bytes.size(),
-                         logits.data(), scratch.data());
-          for (int64_t r = 0; r < rows; ++r)
-            for (int64_t t = 0; t < kTokens; ++t) {
-              double want = 0, size = 0;
-              for (int64_t i = 0; i < dim; ++i) {
-                const double x = double(q[size_t(r * stride + i)]) * page.value[size_t(t * dim + i)];
-                want += x, size += std::fabs(x);
-              }
-              ASSERT_NEAR(logits[size_t(r * kTokens + t)], want, kRounding * size)
-                  << "type " << int(type) << " dim " << dim << " rows " << rows << " at " << r << "," << t;
-            }
-          for (size_t i = size_t(rows * kTokens); i < logits.size(); ++i) ASSERT_EQ(logits[i], kGuard);
+        for (const int64_t rows : {1, 15, 16, 17, 48, 65}) fn(*kernels, type, dim, rows);
+}
+
+TEST(SplitKernels, ScoreIsExactToF32) {
+  ForEachCase([](const SplitKernels& kernels, RowType type, int64_t dim, int64_t rows) {
+    const Page page(type, dim);
+    const int64_t stride = dim + 3;
+    std::vector<float> q(size_t(rows * stride)), logits(size_t(rows * kTokens + 16), kGuard);
+    const Stream random{4, Purpose("split.query")};
+    for (size_t i = 0; i < q.size(); ++i) q[i] = random.Gaussian(i);
+    Buffer query(kernels.query_bytes(rows, dim)), scratch(kernels.scratch_bytes(rows, dim));
+    kernels.prepare({q.data(), rows, dim, stride}, query.data());
+    kernels.score(type, page.bytes.data(), query.data(), rows, dim, page.bytes.data(), page.bytes.size(), logits.data(),
+                  scratch.data());
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t t = 0; t < kTokens; ++t) {
+        double want = 0, size = 0;
+        for (int64_t i = 0; i < dim; ++i) {
+          const double x = double(q[size_t(r * stride + i)]) * page.value[size_t(t * dim + i)];
+          want += x, size += std::fabs(x);
         }
+        ASSERT_NEAR(logits[size_t(r * kTokens + t)], want, kRounding * size)
+            << "type " << int(type) << " dim " << dim << " rows " << rows << " at " << r << "," << t;
+      }
+    for (size_t i = size_t(rows * kTokens); i < logits.size(); ++i) ASSERT_EQ(logits[i], kGuard);
+  });
 }
 
 TEST(SplitKernels, AccumulateIsExactToF32) {
-  for (const SplitKernels* kernels : All())
-    for (const RowType type : kTypes)
-      for (const int64_t dim : {8, 13, 32, 64, 80, 128, 200, 256})
-        for (const int64_t rows : {1, 15, 16, 17, 48, 65}) {
-          const Page page(type, dim);
-          const int64_t stride = dim + 3;
-          std::vector<float> p(size_t(rows * kTokens)), scale(size_t(rows), 0), acc(size_t(rows * stride), kGuard);
-          const Stream random{5, Purpose("split.weights")};
-          for (size_t i = 0; i < p.size(); ++i)
-            p[i] = random.U32(i) % 3 ? std::ldexp(random.Uniform(i), -int(i % 19)) : 0;
-          for (int64_t r = 0; r < rows; ++r) {
-            scale[size_t(r)] = random.Uniform(uint64_t(100000 + r));
-            for (int64_t i = 0; i < dim; ++i) acc[size_t(r * stride + i)] = random.Gaussian(uint64_t(200000 + i));
-          }
-          const std::vector<float> before = acc;
-          Buffer scratch(kernels->scratch_bytes(rows, dim));
-          const PageScope scope;  // as pages are read in attention
-          kernels->accumulate(type, page.bytes.data(), p.data(), scale.data(), nullptr, 0,
-                              {acc.data(), rows, dim, stride}, scratch.data());
-          for (int64_t r = 0; r < rows; ++r) {
-            for (int64_t i = 0; i < dim; ++i) {
-              const auto at = size_t(r * stride + i);
-              double want = double(before[at]), size = std::fabs(want);
-              for (int64_t t = 0; t < kTokens; ++t) {
-                const double x =
-                    double(scale[size_t(r)]) * double(p[size_t(r * kTokens + t)]) * page.value[size_t(t * dim + i)];
-                want += x, size += std::fabs(x);
-              }
-              ASSERT_NEAR(acc[at], want, kRounding * size) << "type " << int(type) << " dim " << dim << " row " << r;
-            }
-            for (int64_t i = dim; i < stride; ++i) ASSERT_EQ(acc[size_t(r * stride + i)], kGuard);
-          }
+  ForEachCase([](const SplitKernels& kernels, RowType type, int64_t dim, int64_t rows) {
+    const Page page(type, dim);
+    const int64_t stride = dim + 3;
+    std::vector<float> p(size_t(rows * kTokens)), scale(size_t(rows), 0), acc(size_t(rows * stride), kGuard);
+    const Stream random{5, Purpose("split.weights")};
+    for (size_t i = 0; i < p.size(); ++i) p[i] = random.U32(i) % 3 ? std::ldexp(random.Uniform(i), -int(i % 19)) : 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      scale[size_t(r)] = random.Uniform(uint64_t(100000 + r));
+      for (int64_t i = 0; i < dim; ++i) acc[size_t(r * stride + i)] = random.Gaussian(uint64_t(200000 + i));
+    }
+    const std::vector<float> before = acc;
+    Buffer scratch(kernels.scratch_bytes(rows, dim));
+    const PageScope scope;  // as pages are read in attention
+    kernels.accumulate(type, page.bytes.data(), p.data(), scale.data(), nullptr, 0, {acc.data(), rows, dim, stride},
+                       scratch.data());
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < dim; ++i) {
+        const auto at = size_t(r * stride + i);
+        double want = double(before[at]), size = std::fabs(want);
+        for (int64_t t = 0; t < kTokens; ++t) {
+          const double x =
+              double(scale[size_t(r)]) * double(p[size_t(r * kTokens + t)]) * page.value[size_t(t * dim + i)];
+          want += x, size += std::fabs(x);
         }
+        ASSERT_NEAR(acc[at], want, kRounding * size) << "type " << int(type) << " dim " << dim << " row " << r;
+      }
+      for (int64_t i = dim; i < stride; ++i) ASSERT_EQ(acc[size_t(r * stride + i)], kGuard);
+    }
+  });
 }
 
 }  // namespace
