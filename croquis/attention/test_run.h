@@ -13,7 +13,7 @@ namespace croquis::attention::testing {
 inline std::string Describe(const Case& c) {
   return "heads " + std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " nq " + std::to_string(c.nq) +
          " nk " + std::to_string(c.nk) + " dim " + std::to_string(c.dim) + "/" + std::to_string(c.value_dim) +
-         (c.causal ? " causal" : "");
+         (c.causal ? " causal" : "") + (c.window > 0 ? " window " + std::to_string(c.window) : "");
 }
 
 // Runs a method, "name:param=value,...", which must not refuse.

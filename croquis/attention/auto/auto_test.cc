@@ -4,7 +4,7 @@
 #include <cmath>
 #include <string>
 
-#include "croquis/attention/test_problem.h"
+#include "croquis/attention/test_run.h"
 
 namespace croquis::attention {
 namespace {
@@ -19,15 +19,10 @@ struct Outcome {
 };
 
 Outcome RunAuto(const Problem& p, const std::string& method, uint64_t seed = 0) {
-  Executor executor(2);
-  Answer got(p), want(p);
+  Answer got(p), want = testing::Reference(p);
   Outcome outcome;
-  const auto made = Make(method, seed);
-  EXPECT_TRUE(made) << made.error().message;
-  const Status ran = Run(executor, **FindMethod("auto"), **made, p, got.View(), &outcome.report);
-  EXPECT_TRUE(ran) << ran.error().message;
-  EXPECT_TRUE(SoftmaxReference(executor, p, want.View()));
-  outcome.error = Compare(executor, p, got.View(), want.View());
+  outcome.report = testing::RunOn(method, p, got, seed);
+  outcome.error = testing::ErrorOf(p, got, want);
   return outcome;
 }
 

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "croquis/attention/partial.h"
-#include "croquis/attention/test_problem.h"
+#include "croquis/attention/test_run.h"
 #include "croquis/simd/target.h"
 
 namespace croquis::attention {
@@ -15,18 +15,11 @@ using testing::Case;
 using testing::RandomProblem;
 
 void ExpectExact(const Case& c, const std::string& method, double tolerance) {
-  SCOPED_TRACE(method + " heads " + std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " nq " +
-               std::to_string(c.nq) + " nk " + std::to_string(c.nk) + " dim " + std::to_string(c.dim) + "/" +
-               std::to_string(c.value_dim) + (c.causal ? " causal" : "") + " window " + std::to_string(c.window));
+  SCOPED_TRACE(method + " " + testing::Describe(c));
   const RandomProblem r(c);
-  Answer got(r.problem), want(r.problem);
-  Executor executor(2);
-  const auto made = Make(method);
-  ASSERT_TRUE(made) << made.error().message;
-  const Status ran = Run(executor, **FindMethod("exact"), **made, r.problem, got.View());
-  ASSERT_TRUE(ran) << ran.error().message;
-  ASSERT_TRUE(SoftmaxReference(executor, r.problem, want.View()));
-  const ErrorReport e = Compare(executor, r.problem, got.View(), want.View());
+  Answer got(r.problem), want = testing::Reference(r.problem);
+  testing::RunOn(method, r.problem, got);
+  const ErrorReport e = testing::ErrorOf(r.problem, got, want);
   EXPECT_LT(e.row_max, tolerance);
   EXPECT_LT(e.lse_max, 4 * tolerance);
 }

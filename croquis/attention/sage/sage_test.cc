@@ -4,7 +4,7 @@
 #include <cmath>
 #include <string>
 
-#include "croquis/attention/test_problem.h"
+#include "croquis/attention/test_run.h"
 #include "croquis/simd/target.h"
 
 namespace croquis::attention {
@@ -30,14 +30,9 @@ Error Measure(const Case& c, const std::string& method, bool biased = false) {
     shift(r.k, c.kv_heads * c.nk, c.dim, 1000, 4);
     shift(r.v, c.kv_heads * c.nk, c.value_dim, 2000, 2);
   }
-  Answer got(r.problem), want(r.problem);
-  Executor executor(2);
-  const auto made = Make(method);
-  EXPECT_TRUE(made) << made.error().message;
-  const Status ran = attention::Run(executor, **FindMethod("sage"), **made, r.problem, got.View());
-  EXPECT_TRUE(ran) << ran.error().message;
-  EXPECT_TRUE(SoftmaxReference(executor, r.problem, want.View()));
-  const ErrorReport e = Compare(executor, r.problem, got.View(), want.View());
+  Answer got(r.problem), want = testing::Reference(r.problem);
+  testing::RunOn(method, r.problem, got);
+  const ErrorReport e = testing::ErrorOf(r.problem, got, want);
   double dot = 0, a = 0, b = 0;
   for (size_t i = 0; i < got.out.size(); ++i) {
     dot += double(got.out[i]) * want.out[i];
