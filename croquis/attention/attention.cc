@@ -261,7 +261,7 @@ class Call {
   const MatView<float> out_;
   std::vector<kvcache::HeadView> heads_;
   Cut cut_;
-  size_t query_bytes_ = 0, page_state_bytes_ = 0, dense_state_bytes_ = 0, stream_bytes_ = 0, shared_bytes_ = 0;
+  size_t query_bytes_ = 0, page_state_bytes_ = 0, dense_state_bytes_ = 0, stream_bytes_ = 0;
   size_t worker_bytes_ = 0, chunk_bytes_ = 0;
   std::vector<size_t> chunk_at_;
   std::byte *chunk_ = nullptr, *queries_ = nullptr, *page_states_ = nullptr, *dense_states_ = nullptr;

@@ -14,7 +14,6 @@ namespace {
 #include "croquis/simd/tile_inl.h"
 
 constexpr int64_t kTile = 16;   // rows of an AMX tile
-constexpr int64_t kStep = 32;   // query rows of a step
 constexpr int64_t kInner = 32;  // bf16 numbers of a tile's row
 // Half a tile's rows go over 8 blocks of keys before the other half does: their logits and sums stay in the first
 // cache.
