@@ -100,7 +100,7 @@ std::string DescribePrefill(const attention::PrefillReport& r) {
   return text;
 }
 
-Status EvalPrefill(PrefillEvalOptions o) {
+Status EvalPrefill(const PrefillEvalOptions& o) {
   eval::PrefillCompareOptions compare;
   CROQUIS_TRY(compare.methods, ParsePrefills(o.prefill));
   CROQUIS_TRY(const std::string text, eval::ReadText(o.text));

@@ -34,6 +34,6 @@ struct PrefillEvalOptions {
   std::string text;
   int64_t ctx = 0, windows = 8;
 };
-Status EvalPrefill(PrefillEvalOptions options);
+Status EvalPrefill(const PrefillEvalOptions& options);
 
 }  // namespace croquis::apps

@@ -86,6 +86,7 @@ class Auto final : public Method {
     std::vector<double> errors(static_cast<size_t>(p.q.heads));
     KeySet keys(type, p.k.rows, p.q.dim, p.v.dim);
     std::vector<QueryTile> workers;
+    workers.reserve(size_t(executor.threads()));
     for (int i = 0; i < executor.threads(); ++i) workers.emplace_back(type, p.q.dim, p.v.dim);
     for (int64_t kv = 0; kv < p.k.heads; ++kv) {
       keys.Pack(executor, p.k.Head(kv), p.v.Head(kv));
