@@ -104,6 +104,7 @@ Result<std::vector<eval::DivergenceSummary>> Compare(Executor& executor, model::
     if (Interrupted()) return InterruptedError();
   }
   std::vector<eval::DivergenceSummary> out;
+  out.reserve(collectors.size());
   for (const auto& c : collectors) out.push_back(c.Summary());
   return out;
 }

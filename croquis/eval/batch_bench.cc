@@ -22,6 +22,7 @@ double Milliseconds(std::chrono::steady_clock::time_point start) {
 
 std::vector<KvCache*> Pointers(const std::vector<std::unique_ptr<KvCache>>& caches) {
   std::vector<KvCache*> p;
+  p.reserve(caches.size());
   for (const auto& cache : caches) p.push_back(cache.get());
   return p;
 }

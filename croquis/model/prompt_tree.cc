@@ -38,6 +38,7 @@ class Reader {
       int64_t end = begin + 1;
       const bool leaf = int64_t(Prompt(begin).size()) == common;
       while (!leaf && end < hi && Prompt(end)[size_t(common)] == Prompt(begin)[size_t(common)]) ++end;
+      // The last round takes the cache itself. NOLINTNEXTLINE(bugprone-use-after-move): there is no round after it.
       auto own = end < hi ? cache->Branch() : std::move(cache);
       if (leaf) {
         if (begin > lo) std::copy_n(out_.logits.Row(Number(lo)), out_.logits.cols(), out_.logits.Row(Number(begin)));
