@@ -8,6 +8,7 @@
 
 #include "croquis/attention/partial.h"
 #include "croquis/attention/reference.h"
+#include "croquis/base/registry.h"
 #include "croquis/simd/target.h"
 
 namespace croquis::attention {
@@ -91,14 +92,7 @@ Status Method::RunReference(Executor& executor, const Problem& problem, const Ou
 
 std::span<const MethodInfo* const> Methods() { return kMethods; }
 
-Result<const MethodInfo*> FindMethod(std::string_view name) {
-  std::string known;
-  for (const MethodInfo* m : Methods()) {
-    if (m->name == name) return m;
-    known += (known.empty() ? "" : ", ") + std::string(m->name);
-  }
-  return NotFound("no attention method '" + std::string(name) + "'; there are " + known);
-}
+Result<const MethodInfo*> FindMethod(std::string_view name) { return FindNamed(Methods(), name, "attention method"); }
 
 Result<Spec> ResolveSpec(std::string_view text) {
   CROQUIS_TRY(const Spec spec, ParseSpec(text));

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "croquis/base/registry.h"
 #include "croquis/codecs/codec.h"
 
 namespace croquis::codecs {
@@ -49,14 +50,7 @@ const Registry& TheRegistry() {
 
 std::span<const MethodInfo* const> Methods() { return TheRegistry().list; }
 
-Result<const MethodInfo*> FindMethod(std::string_view name) {
-  std::string known;
-  for (const MethodInfo* m : Methods()) {
-    if (m->name == name) return m;
-    known += (known.empty() ? "" : ", ") + std::string(m->name);
-  }
-  return NotFound("no codec '" + std::string(name) + "'; there are " + known);
-}
+Result<const MethodInfo*> FindMethod(std::string_view name) { return FindNamed(Methods(), name, "codec"); }
 
 Result<Spec> ResolveSpec(std::string_view text) {
   CROQUIS_TRY(const Spec spec, ParseSpec(text));
