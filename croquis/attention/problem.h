@@ -35,6 +35,12 @@ struct TensorView {
   int64_t heads = 0, rows = 0, dim = 0;
   int64_t head_stride = 0, row_stride = 0;
 
+  // Heads [first, first + n).
+  TensorView Heads(int64_t first, int64_t n) const {
+    TensorView some = *this;
+    some.data = Head(first).data, some.heads = n;
+    return some;
+  }
   RowsView Head(int64_t h) const {
     return {data + h * head_stride * simd::RowTypeBytes(type), type, rows, dim, row_stride};
   }
@@ -74,6 +80,8 @@ struct Problem {
     const int64_t first = mask.window > 0 ? std::clamp<int64_t>(at - mask.window + 1, 0, n) : 0;
     return {std::min(first, last), last};
   }
+  // Keys that some of queries [first, first + n) sees, and those between; {0, 0} where there are none.
+  Range Seen(int64_t first, int64_t n) const;
   // Pairs that exact attention evaluates, over all heads.
   double Pairs() const;
   // Query head h with its kv head alone.

@@ -24,15 +24,20 @@ double Problem::Pairs() const {
   return pairs * double(q.heads);
 }
 
+Range Problem::Seen(int64_t first, int64_t n) const {
+  Range seen{Keys(), 0};
+  for (int64_t i = first; i < first + n; ++i)
+    if (const Range mine = Visible(i); mine.size() > 0)
+      seen = {std::min(seen.first, mine.first), std::max(seen.last, mine.last)};
+  return seen.size() > 0 ? seen : Range{};
+}
+
 Problem Problem::OneHead(int64_t h) const {
-  const auto only = [](TensorView t, int64_t head) {
-    t.data = t.Head(head).data;
-    t.heads = 1;
-    return t;
-  };
   const int64_t kv = h / Group();
   Problem one = *this;
-  one.q = only(q, h), one.k = only(k, kv), one.v = only(v, kv);
+  one.q = q.Heads(h, 1);
+  for (TensorView* t : {&one.k, &one.v, &one.k2, &one.v2})
+    if (t->data != nullptr) *t = t->Heads(kv, 1);
   return one;
 }
 

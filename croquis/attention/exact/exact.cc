@@ -102,11 +102,7 @@ class Exact final : public Method {
       for (int64_t t = 0; t < task_tiles; ++t) w.tiles.emplace_back(type, p.q.dim, p.v.dim);
       w.queries = Matrix<float>(kTileRows, p.q.dim);
     }
-    Range seen{p.k.rows, 0};
-    for (int64_t i = 0; i < p.q.rows; ++i) {
-      const Range mine = p.Visible(i);
-      if (mine.size() > 0) seen = {std::min(seen.first, mine.first), std::max(seen.last, mine.last)};
-    }
+    const Range seen = p.Seen(0, p.q.rows);
     const int64_t first_block = seen.first / kTileKeys,
                   blocks = std::max<int64_t>(0, (seen.last + kTileKeys - 1) / kTileKeys - first_block);
     std::vector<KeySet> sets;

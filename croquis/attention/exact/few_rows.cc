@@ -69,13 +69,8 @@ void Piece(const Problem& p, int64_t kv, MatView<const float> q, int64_t begin, 
 
 Status FewRows(Executor& executor, const Problem& p, const Output& output) {
   const int64_t rows = p.Group() * p.q.rows, width = p.v.dim;
-  // Keys that some row sees.
-  int64_t begin = p.k.rows, end = 0;
-  for (int64_t i = 0; i < p.q.rows; ++i) {
-    const Range seen = p.Visible(i);
-    if (seen.size() > 0) begin = std::min(begin, seen.first), end = std::max(end, seen.last);
-  }
-  begin = std::min(begin, end);
+  const Range seen = p.Seen(0, p.q.rows);
+  const int64_t begin = seen.first, end = seen.last;
   const int64_t pieces = (end - begin + kPieceKeys - 1) / kPieceKeys, tasks = p.k.heads * pieces;
   CROQUIS_CHECK_OK(CheckMemory((tasks + p.k.heads) * rows * (width + p.q.dim) * 4, "the sums of the pieces"));
   Matrix<float> queries(p.q.heads * p.q.rows, p.q.dim), sums(tasks * rows, width);

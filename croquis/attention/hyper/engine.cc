@@ -98,12 +98,7 @@ int64_t Engine::Bytes(const Problem& p, const Plan& plan, TileType type) {
 
 void Engine::TakeHead(int64_t kv) {
   const int64_t group = problem_.Group();
-  const auto slice = [](const TensorView& t, int64_t first, int64_t heads) {
-    TensorView x = t;
-    x.data = t.Head(first).data, x.heads = heads;
-    return x;
-  };
-  const TensorView from[] = {slice(problem_.q, kv * group, group), slice(problem_.k, kv, 1), slice(problem_.v, kv, 1)};
+  const TensorView from[] = {problem_.q.Heads(kv * group, group), problem_.k.Heads(kv, 1), problem_.v.Heads(kv, 1)};
   TensorView* const to[] = {&head_.q, &head_.k, &head_.v};
   if (copy_.size() == 0) {
     for (int i = 0; i < 3; ++i) *to[i] = from[i];
