@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "croquis/attention/partial.h"
+#include "croquis/attention/row_error.h"
 #include "croquis/base/memory.h"
 #include "croquis/base/rng.h"
 
@@ -159,10 +160,7 @@ ErrorReport Compare(Executor& executor, const Problem& p, const Output& output, 
   int64_t lse_rows = 0;
   for (int64_t h = 0; h < p.q.heads; ++h) {
     const MatView<float> a = output.Head(h, nq, dv), b = reference.Head(h, nq, dv);
-    const std::vector<double> values = Widen(p.v.Head(h / p.Group()));
-    double largest = 0;
-    for (int64_t j = 0; j < p.v.rows; ++j)
-      largest = std::max(largest, std::sqrt(Dot(&values[size_t(j * dv)], &values[size_t(j * dv)], dv)));
+    const double largest = LargestNorm(executor, p.v.Head(h / p.Group()));
     for (int64_t i = 0; i < nq; ++i) {
       double e = 0, o = 0;
       for (int64_t c = 0; c < dv; ++c) {
@@ -170,8 +168,7 @@ ErrorReport Compare(Executor& executor, const Problem& p, const Output& output, 
         o += std::pow(double(b(i, c)), 2);
       }
       difference += e, size += o;
-      const double of = std::sqrt(o) + 1e-3 * largest;
-      rows.push_back(of == 0 ? 0 : std::sqrt(e) / of);
+      rows.push_back(RowError(a[i], b[i], largest));
       if (output.lse == nullptr || reference.lse == nullptr || reference.lse[h * nq + i] <= kEmptyMax / 2) continue;
       const double gap = std::abs(double(output.lse[h * nq + i]) - double(reference.lse[h * nq + i]));
       report.lse_max = std::max(report.lse_max, gap);

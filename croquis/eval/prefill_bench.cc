@@ -9,6 +9,7 @@
 
 #include "croquis/attention/method.h"
 #include "croquis/attention/partial.h"
+#include "croquis/attention/row_error.h"
 #include "croquis/base/rng.h"
 #include "croquis/eval/metrics.h"
 
@@ -84,7 +85,8 @@ class Length {
     CROQUIS_TRY(length->out_, MakeTensor(simd::RowType::kF32, o.heads, n, o.head_dim, "the answer"));
     length->lse_.resize(size_t(o.heads * n));
     length->runs_ = SampleRuns(o, n);
-    length->LargestValues();
+    for (int64_t h = 0; h < o.kv_heads; ++h)
+      length->largest_.push_back(attention::LargestNorm(executor, length->problem_.v.Head(h)));
     return length;
   }
 
@@ -104,14 +106,8 @@ class Length {
     for (const SampleRun& run : runs_)
       for (int64_t r = run.first; r < run.first + run.rows; ++r, ++at) {
         const float* o = all + (run.head * n + r) * dv;
-        const float* w = &want->out[at * size_t(dv)];
-        double e = 0, size = 0;
-        for (int64_t c = 0; c < dv; ++c) {
-          e += std::pow(double(o[c]) - double(w[c]), 2);
-          size += double(w[c]) * double(w[c]);
-        }
-        const double of = std::sqrt(size) + 1e-3 * largest_[size_t(run.head / problem_.Group())];
-        errors.push_back(of == 0 ? 0 : std::sqrt(e) / of);
+        errors.push_back(attention::RowError({o, size_t(dv)}, std::span(want->out).subspan(at * size_t(dv), size_t(dv)),
+                                             largest_[size_t(run.head / problem_.Group())]));
         lses.push_back(std::abs(double(lse_[size_t(run.head * n + r)]) - double(want->lse[at])));
       }
     row.error_mean = Mean(errors);
@@ -124,20 +120,6 @@ class Length {
   }
 
  private:
-  void LargestValues() {
-    std::vector<float> row(static_cast<size_t>(problem_.v.dim));
-    for (int64_t h = 0; h < problem_.v.heads; ++h) {
-      double most = 0;
-      for (int64_t r = 0; r < problem_.v.rows; ++r) {
-        problem_.v.Head(h).Read(r, row.data());
-        double sum = 0;
-        for (const float x : row) sum += double(x) * double(x);
-        most = std::max(most, sum);
-      }
-      largest_.push_back(std::sqrt(most));
-    }
-  }
-
   // The first `runs` runs by a method's reference. Each run is a task; within it the reference has one thread.
   Result<Reference> Evaluate(Executor& executor, const attention::Method& method, size_t runs) const {
     const int64_t dv = problem_.v.dim;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "croquis/attention/method.h"
+#include "croquis/attention/row_error.h"
 #include "croquis/attention/tiles.h"
 #include "croquis/base/rng.h"
 
@@ -90,10 +91,10 @@ class Auto final : public Method {
     for (int i = 0; i < executor.threads(); ++i) workers.emplace_back(type, p.q.dim, p.v.dim);
     for (int64_t kv = 0; kv < p.k.heads; ++kv) {
       keys.Pack(executor, p.k.Head(kv), p.v.Head(kv));
-      const double floor = 1e-3 * LargestValue(p.v.Head(kv));
+      const double largest = LargestNorm(executor, p.v.Head(kv));
       executor.ParallelFor(p.Group(), [&](int64_t g, int worker) {
         const int64_t h = kv * p.Group() + g;
-        errors[size_t(h)] = HeadError(p, output, h, keys, floor, workers[size_t(worker)]);
+        errors[size_t(h)] = HeadError(p, output, h, keys, largest, workers[size_t(worker)]);
       });
     }
     for (int64_t h = 0; h < p.q.heads; ++h) {
@@ -103,7 +104,7 @@ class Auto final : public Method {
     return errors;
   }
 
-  double HeadError(const Problem& p, const Output& output, int64_t h, const KeySet& keys, double floor,
+  double HeadError(const Problem& p, const Output& output, int64_t h, const KeySet& keys, double largest,
                    QueryTile& tile) const {
     const auto rows = ProbeRows(h, p.q.rows);
     tile.Load(p.q.Head(h), probes_, p.scale, std::span(rows).first(size_t(probes_)));
@@ -115,29 +116,12 @@ class Auto final : public Method {
     for (int64_t i = 0; i < probes_; ++i) {
       tile.Finalize(i, exact);
       const auto got = output.Head(h, p.q.rows, p.v.dim)[rows[size_t(i)]];
-      double difference = 0, size = 0;
-      for (size_t c = 0; c < exact.size(); ++c) {
-        difference += std::pow(double(got[c]) - double(exact[c]), 2);
-        size += std::pow(double(exact[c]), 2);
-      }
-      const double of = std::sqrt(size) + floor, e = of == 0 ? 0 : std::sqrt(difference) / of;
+      const double e = RowError(got, exact, largest);
       sum += e, squares += e * e;
     }
     const auto n = double(probes_);
     const double mean = sum / n, variance = std::max(0.0, squares / n - mean * mean) * n / (n - 1);
     return mean + kConfidence * std::sqrt(variance / n);
-  }
-
-  static double LargestValue(const RowsView& v) {
-    std::vector<float> row(static_cast<size_t>(v.dim));
-    double largest = 0;
-    for (int64_t j = 0; j < v.rows; ++j) {
-      v.Read(j, row.data());
-      double size = 0;
-      for (const float x : row) size += double(x) * double(x);
-      largest = std::max(largest, size);
-    }
-    return std::sqrt(largest);
   }
 
   const Spec spec_;

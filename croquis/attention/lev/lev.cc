@@ -19,16 +19,6 @@ int64_t SampleCount(const TilePlan& tile, int64_t samples) {
   return tile.rest <= samples ? tile.rest : samples / 2 * 2;
 }
 
-double RelativeDifference(std::span<const float> a, std::span<const float> b, std::span<const float> of, double scale) {
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    difference += (double(a[i]) - double(b[i])) * (double(a[i]) - double(b[i]));
-    size += double(of[i]) * double(of[i]);
-  }
-  const double against = std::sqrt(size) + 1e-3 * scale;
-  return against > 0 ? std::sqrt(difference) / against : 0;
-}
-
 double PlannedPairs(const Problem& p, std::span<const KeyPlan> plans, int64_t samples) {
   double pairs = 0;
   for (const KeyPlan& plan : plans)
@@ -43,23 +33,6 @@ double PlannedPairs(const Problem& p, std::span<const KeyPlan> plans, int64_t sa
       }
     }
   return pairs * double(p.Group());
-}
-
-double LargestNorm(Executor& executor, const RowsView& v) {
-  constexpr int64_t kRows = 1024;
-  std::vector<double> parts(size_t((v.rows + kRows - 1) / kRows));
-  executor.ParallelFor(int64_t(parts.size()), [&](int64_t part, int) {
-    std::vector<float> row(static_cast<size_t>(v.dim));
-    for (int64_t r = part * kRows; r < std::min(v.rows, (part + 1) * kRows); ++r) {
-      v.Read(r, row.data());
-      double sum = 0;
-      for (const float x : row) sum += double(x) * double(x);
-      parts[size_t(part)] = std::max(parts[size_t(part)], sum);
-    }
-  });
-  double most = 0;
-  for (const double x : parts) most = std::max(most, x);
-  return std::sqrt(most);
 }
 
 namespace {

@@ -7,6 +7,7 @@
 #include "croquis/attention/lev/key_plan.h"
 #include "croquis/attention/method.h"
 #include "croquis/attention/partial.h"
+#include "croquis/attention/row_error.h"
 #include "croquis/attention/tiles.h"
 
 namespace croquis::attention::lev {
@@ -54,11 +55,7 @@ struct RowErrors {
     lse += other.lse;
   }
 };
-// |a - b| / (|of| + 1e-3 scale).
-double RelativeDifference(std::span<const float> a, std::span<const float> b, std::span<const float> of, double scale);
 // Pairs that plans look at, samples counted.
 double PlannedPairs(const Problem& problem, std::span<const KeyPlan> plans, int64_t samples);
-// max_j |v_j| of a head.
-double LargestNorm(Executor& executor, const RowsView& v);
 
 }  // namespace croquis::attention::lev

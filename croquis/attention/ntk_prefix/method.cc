@@ -7,6 +7,7 @@
 
 #include "croquis/attention/method.h"
 #include "croquis/attention/ntk_prefix/ntk_prefix.h"
+#include "croquis/attention/row_error.h"
 #include "croquis/attention/tiles.h"
 
 namespace croquis::attention {
@@ -25,21 +26,6 @@ PrefixFeatures FeaturesOf(std::string_view word) {
   if (word == "taylor1") return PrefixFeatures::kTaylor1;
   if (word == "taylor2") return PrefixFeatures::kTaylor2;
   return PrefixFeatures::kFavor;
-}
-
-// The largest |v_j| of each kv head.
-std::vector<double> LargestValues(Executor& executor, const TensorView& v) {
-  std::vector<double> largest(static_cast<size_t>(v.heads));
-  executor.ParallelFor(v.heads, [&](int64_t h, int) {
-    std::vector<float> row(static_cast<size_t>(v.dim));
-    for (int64_t j = 0; j < v.rows; ++j) {
-      v.Head(h).Read(j, row.data());
-      double square = 0;
-      for (const float x : row) square += double(x) * double(x);
-      largest[size_t(h)] = std::max(largest[size_t(h)], std::sqrt(square));
-    }
-  });
-  return largest;
 }
 
 struct Worker {
@@ -72,15 +58,15 @@ class NtkPrefixMethod final : public Method {
       workers.push_back({QueryTile(type, p.q.dim, p.v.dim), state.MakeScratch(kTileRows),
                          Matrix<float>(kTileRows, p.q.dim), Matrix<float>(kTileRows, p.v.dim)});
     KeySet keys(type, p.k.rows, p.q.dim, p.v.dim);
-    const std::vector<double> largest = LargestValues(executor, p.v);
     std::atomic<int64_t> fallbacks{0};
     std::vector<double> errors(size_t(p.q.heads * nq), -1), gaps(size_t(p.q.heads * nq));
     for (int64_t kv = 0; kv < p.k.heads; ++kv) {
       keys.Pack(executor, p.k.Head(kv), p.v.Head(kv));
+      const double largest = LargestNorm(executor, p.v.Head(kv));
       executor.ParallelFor(group * tiles, [&](int64_t task, int worker) {
         const int64_t h = kv * group + task % group, first = (tiles - 1 - task / group) * kTileRows;
         fallbacks += RunTile(p, output, keys, state, prefix, h, first, workers[size_t(worker)]);
-        Probe(p, output, keys, h, first, workers[size_t(worker)], largest[size_t(kv)], errors.data() + h * nq,
+        Probe(p, output, keys, h, first, workers[size_t(worker)], largest, errors.data() + h * nq,
               gaps.data() + h * nq);
       });
     }
@@ -147,12 +133,7 @@ void NtkPrefixMethod::Probe(const Problem& p, const Output& output, const KeySet
   w.tile.Load(p.q.Head(h).Rows(i, 1), 1, p.scale);
   w.tile.Attend(keys, 0, range.last);
   const float lse = w.tile.Finalize(0, {w.a.Row(0), size_t(p.v.dim)});
-  double error = 0, size = 0;
-  for (int64_t c = 0; c < p.v.dim; ++c) {
-    const double exact = double(w.a.Row(0)[c]);
-    error += std::pow(double(output.Head(h, p.q.rows, p.v.dim)(i, c)) - exact, 2), size += exact * exact;
-  }
-  errors[i] = error == 0 ? 0 : std::sqrt(error) / (std::sqrt(size) + 1e-3 * largest);
+  errors[i] = RowError(output.Head(h, p.q.rows, p.v.dim)[i], {w.a.Row(0), size_t(p.v.dim)}, largest);
   if (output.lse != nullptr) gaps[i] = std::pow(double(output.lse[h * p.q.rows + i]) - double(lse), 2);
 }
 

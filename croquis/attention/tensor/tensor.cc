@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "croquis/attention/row_error.h"
 #include "croquis/base/memory.h"
 
 namespace croquis::attention {
@@ -153,12 +154,8 @@ void Tensor::Probe(Executor& executor, const Problem& p, const Output& output, R
       largest = std::max(largest, std::sqrt(norm));
     }
   for (const int64_t row : rows) {
-    double error = 0, size = 0;
-    for (int64_t c = 0; c < dv; ++c) {
-      const double want = double(exact[size_t(row * dv + c)]);
-      error += std::pow(double(output.Head(row / nq, nq, dv)(row % nq, c)) - want, 2), size += want * want;
-    }
-    sum += error == 0 ? 0 : std::sqrt(error) / (std::sqrt(size) + 1e-3 * largest);
+    sum += RowError(output.Head(row / nq, nq, dv)[row % nq], std::span(exact).subspan(size_t(row * dv), size_t(dv)),
+                    largest);
     if (output.lse != nullptr) gaps += std::pow(double(output.lse[row]) - double(lse[size_t(row)]), 2);
   }
   report->est_error = sum / double(rows.size());
