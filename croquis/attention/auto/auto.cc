@@ -47,6 +47,8 @@ class Auto final : public Method {
       return exact_->Run(executor, p, output, report);
     }
     CROQUIS_CHECK_OK(candidate_->Run(executor, p, output, report));
+    CROQUIS_CHECK_OK(CheckMemory(int64_t(KeySet::Bytes(TileTypeOf(spec_, p), p.k.rows, p.q.dim, p.v.dim)),
+                                 "the packed keys of a head"));
     const std::vector<double> errors = ProbeErrors(executor, p, output, report);
     report->est_error = 0, report->lse_std = -1;
     report->chosen.clear();
