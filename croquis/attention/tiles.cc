@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numbers>
 
 #include "croquis/base/check.h"
@@ -51,13 +50,18 @@ KeySet::KeySet(TileType type, int64_t keys, int64_t dim, int64_t value_dim)
 
 void KeySet::PackBlock(int64_t block, const RowsView& k, const RowsView& v, std::span<const int32_t> index) {
   const int64_t first = block * kTileKeys, n = std::min(kTileKeys, keys_ - first);
-  const bool gather = !index.empty();
-  const RowsView from_k = gather ? k : k.Rows(first, n), from_v = gather ? v : v.Rows(first, n);
+  if (!index.empty()) return PackRows(block, k, v, index.subspan(size_t(first), size_t(n)));
+  Pack(block, k.Rows(first, n), v.Rows(first, n), nullptr, n);
+}
+
+void KeySet::PackRows(int64_t block, const RowsView& k, const RowsView& v, std::span<const int32_t> index) {
+  Pack(block, k, v, index.data(), int64_t(index.size()));
+}
+
+void KeySet::Pack(int64_t block, const RowsView& k, const RowsView& v, const int32_t* index, int64_t n) {
   simd::Tiles(layout_.type)
-      .pack_block(
-          layout_, k.type, from_k.data, k.stride, from_v.data, v.stride, gather ? index.data() + first : nullptr, n,
-          packed_.data() + size_t(block) * layout_.KeyBlockBytes(),
-          packed_.data() + size_t(blocks()) * layout_.KeyBlockBytes() + size_t(block) * layout_.ValueBlockBytes());
+      .pack_block(layout_, k.type, k.data, k.stride, v.data, v.stride, index, n,
+                  packed_.data() + (Keys(block) - packed_.data()), packed_.data() + (Values(block) - packed_.data()));
 }
 
 void KeySet::Pack(Executor& executor, const RowsView& k, const RowsView& v, std::span<const int32_t> index) {
@@ -108,45 +112,71 @@ void QueryTile::Clear() {
 }
 
 void QueryTile::Attend(const KeySet& keys, int64_t begin, int64_t end) {
-  Run(keys, begin, end, nullptr, nullptr, keys.bias_.empty() ? nullptr : keys.bias_.data());
-}
-
-void QueryTile::Attend(const KeySet& keys, int64_t begin, int64_t end, std::span<const float> log_weights) {
-  CROQUIS_DCHECK(int64_t(log_weights.size()) == end - begin);
-  if (bias_.size() < size_t(end)) bias_.resize(size_t(keys.blocks() * kTileKeys));
-  for (int64_t slot = begin; slot < end; ++slot)
-    bias_[size_t(slot)] = std::max(simd::kMasked, log_weights[size_t(slot - begin)] * kLog2E);
-  Run(keys, begin, end, nullptr, nullptr, bias_.data());
+  const KeyRange range{.keys = &keys, .begin = begin, .end = end};
+  Attend({&range, 1});
 }
 
 void QueryTile::Attend(const KeySet& keys, int64_t begin, int64_t end, std::span<const Range> visible) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  for (int64_t r = 0; r < rows_; ++r) {
-    first_[size_t(r)] = int32_t(std::clamp<int64_t>(visible[size_t(r)].first, 0, kMost));
-    last_[size_t(r)] = int32_t(std::clamp<int64_t>(visible[size_t(r)].last, 0, kMost));
-  }
-  Run(keys, begin, end, first_.data(), last_.data(), keys.bias_.empty() ? nullptr : keys.bias_.data());
+  const KeyRange range{.keys = &keys, .begin = begin, .end = end, .visible = visible};
+  Attend({&range, 1});
 }
 
-void QueryTile::Run(const KeySet& keys, int64_t begin, int64_t end, const int32_t* first, const int32_t* last,
-                    const float* bias) {
-  CROQUIS_DCHECK(0 <= begin && end <= keys.keys_);
-  if (begin >= end || rows_ == 0) return;
+void QueryTile::Attend(std::span<const KeyRange> ranges) {
+  if (first_.size() < ranges.size() * kTileRows) first_.resize(ranges.size() * kTileRows), last_.resize(first_.size());
+  ranges_.clear();
+  int32_t *first = first_.data(), *last = last_.data();
+  for (const KeyRange& range : ranges) {
+    const KeySet& set = *range.keys;
+    const int64_t row_end = std::min(rows_, range.last_row);
+    CROQUIS_DCHECK(0 <= range.begin && range.end <= set.keys_ && range.first_row % 16 == 0);
+    if (range.begin >= range.end || range.first_row >= row_end) continue;
+    // Slots are counted from the first block on.
+    const int64_t block = range.begin / kTileKeys, base = block * kTileKeys;
+    simd::TileRange r{.keys = set.Keys(block),
+                      .values = set.Values(block),
+                      .begin = range.begin - base,
+                      .end = range.end - base,
+                      .row_begin = range.first_row,
+                      .row_end = row_end};
+    if (!range.log2_weights.empty())
+      r.bias = range.log2_weights.data();
+    else if (!set.bias_.empty())
+      r.bias = set.bias_.data() + base;
+    if (!set.factor_.empty()) {
+      r.row_factor = range.row_factors.empty() ? row_factor_.data() : range.row_factors.data();
+      r.key_factor = set.factor_.data() + base;
+    }
+    if (!range.visible.empty()) {
+      CROQUIS_DCHECK(int64_t(range.visible.size()) >= row_end - range.first_row);
+      r.first = first, r.last = last;
+      for (int64_t row = range.first_row; row < row_end; ++row) {
+        const Range v = range.visible[size_t(row - range.first_row)];
+        first[row] = int32_t(std::clamp<int64_t>(v.first - base, 0, r.end));
+        last[row] = int32_t(std::clamp<int64_t>(v.last - base, 0, r.end));
+      }
+      first += kTileRows, last += kTileRows;
+    }
+    ranges_.push_back(r);
+  }
+  if (!ranges_.empty()) Run(ranges_);
+}
+
+void QueryTile::Run(std::span<const simd::TileRange> ranges) {
   simd::TileCall call;
   call.layout = layout_;
   call.queries = queries_.data();
   call.rows = rows_;
-  call.keys = keys.packed_.data();
-  call.values = keys.packed_.data() + size_t(keys.blocks()) * layout_.KeyBlockBytes();
-  call.begin = begin, call.end = end;
+  call.more = ranges.data(), call.more_ranges = int64_t(ranges.size());
   call.scale = scale_;
-  call.first = first, call.last = last;
-  call.bias = bias;
-  if (!keys.factor_.empty()) call.row_factor = row_factor_.data(), call.key_factor = keys.factor_.data();
   call.max = max_.data(), call.mass = mass_.data();
   call.sums = sums_.View();
   call.scratch = scratch_.data();
   kernels_->attend(call);
+}
+
+void QueryTile::Resume(int64_t row, float max2, float mass, std::span<const float> sums) {
+  max_[size_t(row)] = max2, mass_[size_t(row)] = mass;
+  std::copy(sums.begin(), sums.end(), sums_.Row(row));
 }
 
 Partial QueryTile::State(int64_t row) {

@@ -36,6 +36,8 @@ class KeySet {
   // Packs block `block`: slots 64 block .. of the set hold rows index[slot] of k and v (index over the whole set;
   // empty: rows in order). Blocks may be packed from different threads.
   void PackBlock(int64_t block, const RowsView& k, const RowsView& v, std::span<const int32_t> index = {});
+  // The same with the rows index[0 .. n) of this block alone, n <= 64.
+  void PackRows(int64_t block, const RowsView& k, const RowsView& v, std::span<const int32_t> index);
   // All blocks, in parallel.
   void Pack(Executor& executor, const RowsView& k, const RowsView& v, std::span<const int32_t> index = {});
 
@@ -47,14 +49,30 @@ class KeySet {
 
  private:
   friend class QueryTile;
+  void Pack(int64_t block, const RowsView& k, const RowsView& v, const int32_t* index, int64_t n);
+  const std::byte* Keys(int64_t block) const { return packed_.data() + size_t(block) * layout_.KeyBlockBytes(); }
+  const std::byte* Values(int64_t block) const { return Keys(blocks()) + size_t(block) * layout_.ValueBlockBytes(); }
+
   simd::TileLayout layout_;
   int64_t keys_ = 0;
   Buffer packed_;                     // blocks of keys, then blocks of values
   std::vector<float> bias_, factor_;  // base 2; empty: none
 };
 
-// Up to 64 query rows of one head and their running state. One a worker, used again and again; takes no memory after
-// construction.
+// Slots of a set that rows of a tile take in, one of several ranges of a call.
+struct KeyRange {
+  const KeySet* keys = nullptr;
+  int64_t begin = 0, end = 0;
+  int64_t first_row = 0, last_row = kTileRows;  // of the tile; first_row a multiple of 16
+  std::span<const Range> visible = {};          // a row each, from first_row on: slots it sees; empty: all
+  // Base 2, instead of the set's log-weights: of each slot from `begin` on, to the end of the last block; `begin` is a
+  // multiple of 64 then. simd::kMasked leaves a slot out, but not all of them.
+  std::span<const float> log2_weights = {};
+  std::span<const float> row_factors = {};  // a row of the tile each, instead of those of Load
+};
+
+// Up to 64 query rows of one head and their running state. One a worker, used again and again; takes hardly any memory
+// after construction.
 class QueryTile {
  public:
   QueryTile(TileType type, int64_t dim, int64_t value_dim);
@@ -70,9 +88,8 @@ class QueryTile {
   // Row r takes in [begin, end) and visible[r] only.
   void Attend(const KeySet& keys, int64_t begin, int64_t end, std::span<const Range> visible);
 
-  // The same with other log-weights than the set's, one for each slot of [begin, end); kEmptyMax leaves a slot out. At
-  // least one must be left.
-  void Attend(const KeySet& keys, int64_t begin, int64_t end, std::span<const float> log_weights);
+  // Takes in several ranges one after the other, for less than as many calls would cost.
+  void Attend(std::span<const KeyRange> ranges);
 
   // The state of a row; `a` stays the tile's. Valid until the next Load or Attend.
   Partial State(int64_t row);
@@ -80,12 +97,17 @@ class QueryTile {
   void Clear();
   // Takes in states kept elsewhere: m, l of one row and a [value_dim].
   void Merge(int64_t row, const Partial& from);
+  // A row's state as it stands, in base 2, to be kept elsewhere and taken up again without rounding. max is
+  // simd::kMasked where nothing has been seen.
+  float Max2(int64_t row) const { return max_[size_t(row)]; }
+  float Mass(int64_t row) const { return mass_[size_t(row)]; }
+  std::span<float> Sums(int64_t row) { return {sums_.Row(row), size_t(layout_.value_dim)}; }
+  void Resume(int64_t row, float max2, float mass, std::span<const float> sums);
   // The answer of a row and the log-sum-exp (kEmptyMax where nothing was seen).
   float Finalize(int64_t row, std::span<float> out) { return attention::Finalize(State(row), out); }
 
  private:
-  void Run(const KeySet& keys, int64_t begin, int64_t end, const int32_t* first, const int32_t* last,
-           const float* bias);
+  void Run(std::span<const simd::TileRange> ranges);
 
   simd::TileLayout layout_;
   const simd::TileKernels* kernels_;
@@ -93,8 +115,9 @@ class QueryTile {
   float scale_ = 1;
   Buffer queries_, scratch_;
   Matrix<float> sums_;
-  std::vector<float> max_, mass_, row_factor_, bias_;
-  std::vector<int32_t> first_, last_;
+  std::vector<float> max_, mass_, row_factor_;
+  std::vector<simd::TileRange> ranges_;
+  std::vector<int32_t> first_, last_;  // of the rows of each range
 };
 
 }  // namespace croquis::attention

@@ -148,16 +148,16 @@ struct Scratch {
   alignas(64) float logits[kStepRows][kTileKeys];  // weights take their places
 };
 
-// Rows [begin, end) of the tile against keys [first, last), which are whole blocks.
-void AttendRows(const TileCall& c, Softmax& softmax, Scratch& scratch, int64_t begin, int64_t end, int64_t first,
-                int64_t last) {
+// Rows [begin, end) of the tile against keys [first, last) of a range, which are whole blocks.
+void AttendRows(const TileCall& c, const TileRange& range, Softmax& softmax, Scratch& scratch, int64_t begin,
+                int64_t end, int64_t first, int64_t last) {
   const Sizes<TileType::kBf16> sizes(c.layout);
   const Softmax::Sight sight = softmax.Of(begin, end);
   const int64_t row_tiles = (end - begin + kTile - 1) / kTile, key_bytes = sizes.KeyBlock() * 4,
                 value_bytes = sizes.ValueBlock() * 4, groups = (end - begin + kGroup - 1) / kGroup;
   std::byte* const logits = (std::byte*)scratch.logits;
-  const std::byte* keys = c.keys + first / kTileKeys * key_bytes;
-  const std::byte* values = c.values + first / kTileKeys * value_bytes;
+  const std::byte* keys = range.keys + first / kTileKeys * key_bytes;
+  const std::byte* values = range.values + first / kTileKeys * value_bytes;
   for (int64_t block = first; block < last; block += kTileKeys, keys += key_bytes, values += value_bytes) {
     if (!sight.Sees(block)) continue;
     const Product scores = {c.queries + begin * sizes.units * 4,
@@ -195,9 +195,13 @@ void Attend(const TileCall& c) {
   const TileSetup setup;
   auto& scratch = *reinterpret_cast<Scratch*>(c.scratch);
   Softmax softmax(c, scratch.rows);
-  for (int64_t key = c.begin / kTileKeys * kTileKeys; key < c.end; key += kStepKeys)
-    for (int64_t row = 0; row < c.rows; row += kStepRows)
-      AttendRows(c, softmax, scratch, row, Min(c.rows, row + kStepRows), key, Min(c.end, key + kStepKeys));
+  EachRange(c, [&](const TileRange& range) {
+    softmax.Enter(range);
+    const int64_t rows = Min(c.rows, range.row_end);
+    for (int64_t key = range.begin / kTileKeys * kTileKeys; key < range.end; key += kStepKeys)
+      for (int64_t row = range.row_begin; row < rows; row += kStepRows)
+        AttendRows(c, range, softmax, scratch, row, Min(rows, row + kStepRows), key, Min(range.end, key + kStepKeys));
+  });
   softmax.Finish();
 }
 

@@ -201,6 +201,13 @@ inline float PowerOfTwo(float d) {
   return x;
 }
 
+// The ranges of a call, one after the other.
+template <class Fn>
+[[gnu::always_inline]] inline void EachRange(const TileCall& c, const Fn& fn) {
+  fn((const TileRange&)c);
+  for (int64_t i = 0; i < c.more_ranges; ++i) fn(c.more[i]);
+}
+
 class Softmax {
  public:
   Softmax(const TileCall& call, Rows& rows) : c_(call), rows_(rows), inverse_scale_(1 / call.scale) {
@@ -210,17 +217,28 @@ class Softmax {
       rows_.reference[r] = 0;
       rows_.limit[r] = rows_.product_limit[r] = __builtin_inff();  // rows of zeros that fill a group up
       if (r >= c_.rows) continue;
-      rows_.first[r] = int32_t(Max(c_.begin, c_.first != nullptr ? c_.first[r] : c_.begin));
-      rows_.last[r] = int32_t(Min(c_.end, c_.last != nullptr ? c_.last[r] : c_.end));
       rows_.seen[r] = c_.max[r] > kMasked;
       if (!rows_.seen[r]) {
         rows_.limit[r] = kMasked / 2, rows_.product_limit[r] = kMasked / 2 * inverse_scale_;
         continue;
       }
-      const float reference = __builtin_ceilf(c_.max[r]), factor = __builtin_exp2f(c_.max[r] - reference);
-      rows_.mass[r][0] = c_.mass[r] * factor;
-      if (factor != 1) ScaleSums(r, factor);  // a state made elsewhere
+      const float reference = __builtin_ceilf(c_.max[r]);
+      rows_.mass[r][0] = c_.mass[r];
+      if (reference != c_.max[r]) {  // a state made elsewhere
+        const float factor = __builtin_exp2f(c_.max[r] - reference);
+        rows_.mass[r][0] *= factor;
+        ScaleSums(r, factor);
+      }
       SetReference(r, reference);
+    }
+    Enter(call);
+  }
+  // What follows is about these keys; the range must outlive it.
+  void Enter(const TileRange& range) {
+    range_ = &range;
+    for (int64_t r = range.row_begin; r < Min(c_.rows, range.row_end); ++r) {
+      rows_.first[r] = int32_t(Max(range.begin, range.first != nullptr ? range.first[r] : range.begin));
+      rows_.last[r] = int32_t(Min(range.end, range.last != nullptr ? range.last[r] : range.end));
     }
   }
   // Gives the state back.
@@ -238,7 +256,8 @@ class Softmax {
     bool SeesAll(int64_t block) const { return block >= all_first && block + kTileKeys <= all_last; }
   };
   Sight Of(int64_t begin, int64_t end) const {
-    Sight s{c_.end, c_.begin, c_.begin, c_.end};
+    if (range_->first == nullptr) return {range_->begin, range_->end, range_->begin, range_->end};
+    Sight s{range_->end, range_->begin, range_->begin, range_->end};
     for (int64_t r = begin; r < end; ++r) {
       s.all_first = Max(s.all_first, rows_.first[r]), s.all_last = Min(s.all_last, rows_.last[r]);
       if (rows_.first[r] >= rows_.last[r]) continue;
@@ -247,7 +266,7 @@ class Softmax {
     return s;
   }
   // Whether logits of a block that all rows see are just products times the scale.
-  bool Plain() const { return c_.bias == nullptr && c_.row_factor == nullptr; }
+  bool Plain() const { return range_->bias == nullptr && range_->row_factor == nullptr; }
 
   // Products [kGroup][64] of rows row .. row + kGroup with the keys of a block become weights: in place, or as bf16 in
   // rows of p, which may be where the products stood. kPrepare: masks and biases apply.
@@ -324,13 +343,19 @@ class Softmax {
   // Products become logits.
   [[gnu::noinline]] void Prepare(int64_t row, int64_t block, float* s) const {
     const F scale = V::Set(c_.scale);
+    const float* const bias = range_->bias != nullptr ? range_->bias + block : nullptr;
+    const float* const key_factor =
+        range_->key_factor != nullptr && row < c_.rows ? range_->key_factor + block : nullptr;
+    const F row_factor = V::Set(key_factor != nullptr ? range_->row_factor[row] : 0.f);
+    const int64_t first = rows_.first[row] - block, last = rows_.last[row] - block;
+    const bool all = first <= 0 && last >= kTileKeys;
+#pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) {
       F x = V::Mul(V::Load(s + j * kW), scale);
-      const int64_t key = block + j * kW;
-      if (c_.bias != nullptr) x = V::Add(x, V::Load(c_.bias + key));
-      if (c_.row_factor != nullptr && row < c_.rows)
-        x = V::Fma(V::Set(c_.row_factor[row]), V::Load(c_.key_factor + key), x);
-      V::Store(s + j * kW, V::Within(x, rows_.first[row] - key, rows_.last[row] - key));
+      if (bias != nullptr) x = V::Add(x, V::Load(bias + j * kW));
+      if (key_factor != nullptr) x = V::Fma(row_factor, V::Load(key_factor + j * kW), x);
+      if (!all) x = V::Within(x, first - j * kW, last - j * kW);
+      V::Store(s + j * kW, x);
     }
   }
   [[gnu::noinline]] void Grow(int64_t row, float top) {
@@ -357,5 +382,6 @@ class Softmax {
 
   const TileCall& c_;
   Rows& rows_;
+  const TileRange* range_ = nullptr;
   float inverse_scale_;
 };

@@ -35,20 +35,29 @@ struct TileLayout {
   size_t QueryBytes() const { return size_t(kTileRows * PaddedDim()) * NumberBytes(); }
 };
 
-// One call of TileKernels::attend. All logits are base 2 here.
-struct TileCall {
-  TileLayout layout;
-  const std::byte* queries = nullptr;                  // from pack_queries
-  int64_t rows = 0;                                    // at most kTileRows
+// Keys that rows of a tile take in.
+struct TileRange {
   const std::byte *keys = nullptr, *values = nullptr;  // the set's first blocks
   int64_t begin = 0, end = 0;                          // keys of the set
-  // Logits are scale * <q, k>, scale positive: where 16-bit queries must not be rounded twice they are packed unscaled.
-  float scale = 1;
+  // Rows of the tile that take them in, as far as there are so many; row_begin a multiple of 16.
+  int64_t row_begin = 0, row_end = kTileRows;
   // Row r sees keys [max(begin, first[r]), min(end, last[r])) (maybe none); null: all of begin .. end.
   const int32_t *first = nullptr, *last = nullptr;
   // Added to logits: bias[key] + row_factor[r] * key_factor[key]; indexed by the key's slot in the set; may be null
   // (the factors both or neither).
   const float *bias = nullptr, *row_factor = nullptr, *key_factor = nullptr;
+};
+
+// One call of TileKernels::attend: its own range of keys (maybe none), then `more` of them one after the other. All
+// logits are base 2 here.
+struct TileCall : TileRange {
+  TileLayout layout;
+  const std::byte* queries = nullptr;  // from pack_queries
+  int64_t rows = 0;                    // at most kTileRows
+  const TileRange* more = nullptr;
+  int64_t more_ranges = 0;
+  // Logits are scale * <q, k>, scale positive: where 16-bit queries must not be rounded twice they are packed unscaled.
+  float scale = 1;
   // State, taken in and given back: a reference near the largest logit seen (kMasked: none seen yet), the mass relative
   // to it, and the weighted sums [kTileRows, PaddedValueDim()], relative to it too (rows beyond `rows` may be written).
   // Kernels let logits grow to 2^8 times the reference's weight before they move it.

@@ -102,6 +102,7 @@ struct Call {
   bool ranges = false, biased = false, factors = false;
   bool blind = false;  // with ranges: no row sees anything
   int calls = 1;       // the keys are taken in by so many calls
+  int more = 0;        // further ranges of the last call, of some rows each
 };
 
 struct State {
@@ -152,6 +153,15 @@ State Attend(const TileKernels& kernels, const Call& c) {
     if (c.factors) call.row_factor = row_factor.data(), call.key_factor = key_factor.data();
     call.max = state.max.data(), call.mass = state.mass.data(), call.sums = sums.View();
     call.scratch = scratch.data();
+    std::vector<TileRange> more(size_t(i + 1 == c.calls ? c.more : 0), call);
+    for (size_t m = 0; m < more.size(); ++m) {
+      TileRange& range = more[m];
+      range.begin = int64_t(m) * 29 % c.keys, range.end = std::min(c.keys, range.begin + int64_t(m) * 77);
+      range.row_begin = int64_t(m % 4) * 16, range.row_end = range.row_begin + int64_t(m % 3 + 1) * 16;
+      if (m % 2 == 0) range.first = range.last = nullptr;
+      if (m % 3 == 0) range.bias = nullptr;
+    }
+    call.more = more.data(), call.more_ranges = int64_t(more.size());
     kernels.attend(call);
   }
   for (int64_t r = 0; r < c.rows; ++r)
@@ -202,6 +212,11 @@ TEST(TileKernels, AttendEqualsThePortableForm) {
     ExpectSame({.type = type, .rows = 64, .keys = 300, .biased = true});
     ExpectSame({.type = type, .rows = 61, .keys = 300, .factors = true, .calls = 2});
     ExpectSame({.type = type, .rows = 64, .keys = 300, .ranges = true, .biased = true, .factors = true, .calls = 3});
+    for (const int64_t rows : {15, 50, 64}) {
+      ExpectSame({.type = type, .rows = rows, .keys = 300, .begin = 7, .more = 9});
+      ExpectSame({.type = type, .rows = rows, .keys = 300, .begin = 9, .end = 9, .ranges = true, .more = 7});
+      ExpectSame({.type = type, .rows = rows, .keys = 300, .biased = true, .factors = true, .calls = 2, .more = 8});
+    }
   }
 }
 

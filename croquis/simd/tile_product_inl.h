@@ -72,22 +72,37 @@ struct Operands {
   int64_t key_units, value_width;
 };
 
-// The weights of a block, and their values into the sums.
+// The weights of a block for rows [begin, end), and their values into the sums.
 template <TileType T>
-void AttendBlock(const TileCall& c, Softmax& softmax, Scratch& scratch, const Operands& o, int64_t block, bool plain) {
+void AttendBlock(const TileCall& c, Softmax& softmax, Scratch& scratch, const Operands& o, int64_t begin, int64_t end,
+                 int64_t block, bool plain) {
   constexpr bool kBf16 = T == TileType::kBf16;
-  const int64_t rows = RoundUp(c.rows, kGroup);
+  const int64_t rows = RoundUp(end - begin, kGroup);
   float* const logits = scratch.logits[0];
-  Multiply<T>({o.queries, o.key_units, o.keys, kTileKeys, logits, kTileKeys, rows, kTileKeys, o.key_units, false});
+  Multiply<T>({o.queries + begin * o.key_units, o.key_units, o.keys, kTileKeys, logits, kTileKeys, rows, kTileKeys,
+               o.key_units, false});
   for (int64_t r = 0; r < rows; r += kGroup) {
     float* const s = scratch.logits[r];
     if (plain)
-      softmax.Group<kBf16, false>(r, block, s, (uint16_t*)s, 2 * kTileKeys);
+      softmax.Group<kBf16, false>(begin + r, block, s, (uint16_t*)s, 2 * kTileKeys);
     else
-      softmax.Group<kBf16, true>(r, block, s, (uint16_t*)s, 2 * kTileKeys);
+      softmax.Group<kBf16, true>(begin + r, block, s, (uint16_t*)s, 2 * kTileKeys);
   }
-  Multiply<T>({(const uint32_t*)logits, kTileKeys, o.values, o.value_width, c.sums.data, c.sums.stride, c.rows,
-               o.value_width, kTileKeys / Sizes<T>::kNumbers, true});
+  Multiply<T>({(const uint32_t*)logits, kTileKeys, o.values, o.value_width, c.sums.data + begin * c.sums.stride,
+               c.sums.stride, end - begin, o.value_width, kTileKeys / Sizes<T>::kNumbers, true});
+}
+
+// Enters each range; fn(range, block, rows, plain) for each block of it that some row sees.
+template <class Fn>
+[[gnu::always_inline]] inline void EachBlock(const TileCall& c, Softmax& softmax, const Fn& fn) {
+  EachRange(c, [&](const TileRange& range) {
+    softmax.Enter(range);
+    const int64_t rows = Min(c.rows, range.row_end);
+    if (range.row_begin >= rows) return;
+    const Softmax::Sight sight = softmax.Of(range.row_begin, rows);
+    for (int64_t block = range.begin / kTileKeys * kTileKeys; block < range.end; block += kTileKeys)
+      if (sight.Sees(block)) fn(range, block, rows, softmax.Plain() && sight.SeesAll(block));
+  });
 }
 
 template <TileType T>
@@ -96,15 +111,13 @@ void Attend(const TileCall& c) {
   auto& scratch = *reinterpret_cast<Scratch*>(c.scratch);
   const Sizes<T> sizes(c.layout);
   Softmax softmax(c, scratch.rows);
-  const Softmax::Sight sight = softmax.Of(0, c.rows);
-  for (int64_t block = c.begin / kTileKeys * kTileKeys; block < c.end; block += kTileKeys) {
-    if (!sight.Sees(block)) continue;
+  EachBlock(c, softmax, [&](const TileRange& range, int64_t block, int64_t rows, bool plain) {
     const int64_t b = block / kTileKeys;
     AttendBlock<T>(c, softmax, scratch,
-                   {(const uint32_t*)c.queries, (const uint32_t*)c.keys + b * sizes.KeyBlock(),
-                    (const uint32_t*)c.values + b * sizes.ValueBlock(), sizes.units, sizes.value_width},
-                   block, softmax.Plain() && sight.SeesAll(block));
-  }
+                   {(const uint32_t*)c.queries, (const uint32_t*)range.keys + b * sizes.KeyBlock(),
+                    (const uint32_t*)range.values + b * sizes.ValueBlock(), sizes.units, sizes.value_width},
+                   range.row_begin, rows, block, plain);
+  });
   softmax.Finish();
 }
 
@@ -137,18 +150,16 @@ void AttendWidened(const TileCall& c) {
   for (int64_t i = 0; i < kTileRows * dim; i += kW)
     V::Store(queries + i, V::Numbers<RowType::kBf16>(c.queries + 2 * i));
   Softmax softmax(c, scratch.rows);
-  const Softmax::Sight sight = softmax.Of(0, c.rows);
-  for (int64_t block = c.begin / kTileKeys * kTileKeys; block < c.end; block += kTileKeys) {
-    if (!sight.Sees(block)) continue;
-    const auto* k = (const uint32_t*)c.keys + block / kTileKeys * sizes.KeyBlock();
-    const auto* v = (const uint32_t*)c.values + block / kTileKeys * sizes.ValueBlock();
+  EachBlock(c, softmax, [&](const TileRange& range, int64_t block, int64_t rows, bool plain) {
+    const auto* k = (const uint32_t*)range.keys + block / kTileKeys * sizes.KeyBlock();
+    const auto* v = (const uint32_t*)range.values + block / kTileKeys * sizes.ValueBlock();
     for (int64_t u = 0; u < sizes.units; ++u, k += kTileKeys)
       Widen(k, kTileKeys, keys + 2 * u * kTileKeys, keys + (2 * u + 1) * kTileKeys);
     for (int64_t t = 0; t < kTileKeys; t += 2, v += width)
       Widen(v, width, values + t * width, values + (t + 1) * width);
     AttendBlock<TileType::kF32>(c, softmax, scratch,
                                 {(const uint32_t*)queries, (const uint32_t*)keys, (const uint32_t*)values, dim, width},
-                                block, softmax.Plain() && sight.SeesAll(block));
-  }
+                                range.row_begin, rows, block, plain);
+  });
   softmax.Finish();
 }

@@ -53,35 +53,35 @@ void PackQueries(const TileLayout& l, RowType type, const std::byte* q, int64_t 
   }
 }
 
-float Logit(const TileCall& c, int64_t r, int64_t key) {
+float Logit(const TileCall& c, const TileRange& range, int64_t r, int64_t key) {
   const TileLayout& l = c.layout;
-  const std::byte* block = c.keys + size_t(key / kTileKeys) * l.KeyBlockBytes();
+  const std::byte* block = range.keys + size_t(key / kTileKeys) * l.KeyBlockBytes();
   float x = 0;
   for (int64_t i = 0; i < l.dim; ++i)
     x += Get(l.type, c.queries, r * l.PaddedDim() + i) * Get(l.type, block, KeyAt(l, key % kTileKeys, i));
   x *= c.scale;
-  if (c.bias != nullptr) x += c.bias[key];
-  if (c.row_factor != nullptr) x += c.row_factor[r] * c.key_factor[key];
+  if (range.bias != nullptr) x += range.bias[key];
+  if (range.row_factor != nullptr) x += range.row_factor[r] * range.key_factor[key];
   return x;
 }
 
-void Attend(const TileCall& c) {
+void AttendRange(const TileCall& c, const TileRange& range) {
   const TileLayout& l = c.layout;
   auto* const logits = reinterpret_cast<float*>(c.scratch);
-  for (int64_t r = 0; r < c.rows; ++r) {
-    const int64_t first = std::max<int64_t>(c.begin, c.first != nullptr ? c.first[r] : c.begin),
-                  last = std::min<int64_t>(c.end, c.last != nullptr ? c.last[r] : c.end);
+  for (int64_t r = range.row_begin; r < std::min(c.rows, range.row_end); ++r) {
+    const int64_t first = std::max<int64_t>(range.begin, range.first != nullptr ? range.first[r] : range.begin),
+                  last = std::min<int64_t>(range.end, range.last != nullptr ? range.last[r] : range.end);
     for (int64_t block = first / kTileKeys * kTileKeys; block < last; block += kTileKeys) {
       const int64_t from = std::max(first, block), to = std::min(last, block + kTileKeys);
       float top = c.max[r];
-      for (int64_t key = from; key < to; ++key) top = std::max(top, logits[key - block] = Logit(c, r, key));
+      for (int64_t key = from; key < to; ++key) top = std::max(top, logits[key - block] = Logit(c, range, r, key));
       if (top <= kMasked) continue;
       const float keep = std::exp2(c.max[r] - top);
       c.max[r] = top;
       c.mass[r] *= keep;
       float* const sums = c.sums.Row(r);
       for (int64_t i = 0; i < l.value_dim; ++i) sums[i] *= keep;
-      const std::byte* values = c.values + size_t(block / kTileKeys) * l.ValueBlockBytes();
+      const std::byte* values = range.values + size_t(block / kTileKeys) * l.ValueBlockBytes();
       for (int64_t key = from; key < to; ++key) {
         const float p = std::exp2(logits[key - block] - top);
         c.mass[r] += p;
@@ -89,6 +89,11 @@ void Attend(const TileCall& c) {
       }
     }
   }
+}
+
+void Attend(const TileCall& c) {
+  AttendRange(c, c);
+  for (int64_t i = 0; i < c.more_ranges; ++i) AttendRange(c, c.more[i]);
 }
 
 size_t ScratchBytes(const TileLayout&) { return kTileKeys * sizeof(float); }

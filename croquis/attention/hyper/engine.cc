@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numbers>
 
 #include "croquis/simd/dense_kernels.h"
 #include "croquis/simd/row_kernels.h"
@@ -291,10 +292,15 @@ void Engine::AttendResiduals(const Tile& t, int half, Worker& w) {
     const Range inside = w.visible[0];
     if (inside.size() >= n) return;
     const std::span<const float> weights = level_keys_.LogWeights(s);
-    w.log_weights.assign(size_t(s.ResidualSlots()), kEmptyMax);
-    std::copy(weights.begin(), weights.begin() + inside.first, w.log_weights.begin());
-    std::copy(weights.begin() + inside.last, weights.end(), w.log_weights.begin() + inside.last);
-    w.tile.Attend(level_keys_.residual(), s.residual_slot, s.residual_slot + s.ResidualSlots(), w.log_weights);
+    w.log_weights.assign(size_t(s.ResidualSlots()), simd::kMasked);
+    const auto base2 = [](float x) { return x * std::numbers::log2e_v<float>; };
+    std::transform(weights.begin(), weights.begin() + inside.first, w.log_weights.begin(), base2);
+    std::transform(weights.begin() + inside.last, weights.end(), w.log_weights.begin() + inside.last, base2);
+    const KeyRange range{.keys = &level_keys_.residual(),
+                         .begin = s.residual_slot,
+                         .end = s.residual_slot + s.ResidualSlots(),
+                         .log2_weights = w.log_weights};
+    w.tile.Attend({&range, 1});
     w.pairs += double(t.rows * (n - inside.size()));
     return;
   }
