@@ -1,6 +1,7 @@
 // The chooser: what it keeps stays within the target, what it does not is exact.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -60,6 +61,79 @@ TEST(Auto, KeepsTheMethodWhereItIsGoodAndGoesExactWhereItIsNot) {
   EXPECT_LT(smooth.report.pairs, smooth.report.exact_pairs);
   EXPECT_GT(smooth.report.est_error, 0);
   EXPECT_LE(smooth.report.est_error, .05);
+}
+
+// Queries of zero weigh all keys alike, which means of cells give exactly; the other heads' values of zero mean no
+// cells give. Heads are chosen one by one, within a group too.
+struct Mixed {
+  int64_t n, head;  // rows; numbers of a head
+  RandomProblem r;
+  const char* const method = "auto:min_length=512,leaf=256,eps=0.05";
+  // Of as many keys as a pilot needs to be no small problem, which methods answer exactly.
+  explicit Mixed(bool causal)
+      : n(causal ? 8192 : 4096),
+        head(n * 16),
+        r({.heads = 4, .kv_heads = 2, .nq = n, .nk = n, .dim = 16, .value_dim = 16, .causal = causal}) {
+    for (const int64_t h : {0, 3}) std::fill_n(r.q.f32() + h * head, head, 0.f);
+  }
+};
+
+TEST(Auto, APilotSparesHeadsTheTrial) {
+  for (const bool causal : {false, true}) {
+    const Mixed mixed(causal);
+    const Problem& p = mixed.r.problem;
+    Answer got(p), exact(p);
+    const RunReport report = testing::RunOn(mixed.method, p, got);
+    testing::RunOn("exact", p, exact);
+    EXPECT_EQ(report.chosen, (std::vector<std::string>{"hyper", "exact", "exact", "hyper"})) << causal;
+    EXPECT_EQ(report.fallback_rows, 0) << "a head was computed twice, causal " << causal;
+    EXPECT_LT(report.pairs, .95 * report.exact_pairs) << causal;
+    double most = 0;
+    for (int64_t i = 0; i < 4 * mixed.head; ++i) {
+      const double error = std::abs(double(got.out[size_t(i)]) - double(exact.out[size_t(i)]));
+      if (i / mixed.head == 1 || i / mixed.head == 2) {
+        ASSERT_LT(error, 1e-6) << i << ", causal " << causal;
+      }
+      most = std::max(most, error);
+    }
+    EXPECT_LT(most, 1e-3) << causal;
+    for (size_t i = 0; i < got.lse.size(); ++i) ASSERT_NEAR(got.lse[i], exact.lse[i], 1e-3) << causal;
+  }
+}
+
+TEST(Auto, ChoicesDoNotDependOnThreads) {
+  for (const bool causal : {false, true}) {
+    const Mixed mixed(causal);
+    const Problem& p = mixed.r.problem;
+    Answer one(p);
+    const RunReport report = testing::RunOn(mixed.method, p, one, 1, 1);
+    for (const int threads : {2, 3}) {
+      Answer other(p);
+      const RunReport again = testing::RunOn(mixed.method, p, other, 1, threads);
+      EXPECT_EQ(one.out, other.out) << threads << " threads, causal " << causal;
+      EXPECT_EQ(one.lse, other.lse) << threads << " threads, causal " << causal;
+      EXPECT_EQ(report.chosen, again.chosen);
+      EXPECT_EQ(report.pairs, again.pairs);
+      EXPECT_EQ(report.est_error, again.est_error);
+    }
+  }
+}
+
+// A pilot that passes promises nothing: what stands in the output is measured, and a head that fails is exact. Rows up
+// to a quarter, where a pilot looks, are easy here, later ones hard.
+TEST(Auto, TheCertificateHasTheLastWord) {
+  Mixed mixed(true);
+  for (int64_t i = 0; i < 4 * mixed.head; ++i) {
+    const int64_t row = i % mixed.head / 16;
+    mixed.r.q.f32()[i] = row < mixed.n / 4 ? 0.f : float(i * 7 % 11 - 5) * .3f;
+  }
+  const Problem& p = mixed.r.problem;
+  Answer got(p), exact(p);
+  const RunReport report = testing::RunOn(mixed.method, p, got);
+  testing::RunOn("exact", p, exact);
+  EXPECT_EQ(report.chosen, std::vector<std::string>(4, "exact"));
+  EXPECT_EQ(report.fallback_rows, 4 * mixed.n);
+  for (size_t i = 0; i < got.out.size(); ++i) ASSERT_NEAR(got.out[i], exact.out[i], 1e-6);
 }
 
 // The estimate is an upper limit with 90 % confidence for each head. More than 9 of 30 heads exceed
