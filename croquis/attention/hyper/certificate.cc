@@ -6,6 +6,7 @@
 // mass that came from cells, with a factor that 9 of 10 probes stay below.
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include "croquis/attention/hyper/engine.h"
 #include "croquis/base/rng.h"
@@ -136,7 +137,8 @@ std::vector<Engine::ProbeResult> Engine::Probe(int64_t kv, double floor) {
       const double lse = double(Finalize(exact, exact.a));
       const int64_t row = results[size_t(g)].rows[size_t(i)];
       const size_t state = State(g, row);
-      const double got = mass_[state] > 0 ? double(max_[state]) + std::log(double(mass_[state])) : double(kEmptyMax);
+      const double got = mass_[state] > 0 ? double(max_[state]) * std::numbers::ln2 + std::log(double(mass_[state]))
+                                          : double(kEmptyMax);
       const double size = Norm(exact.a);
       const std::span<const float> answer = Answer(kv, g, row);
       for (size_t c = 0; c < exact.a.size(); ++c) exact.a[c] -= answer[c];
@@ -151,6 +153,7 @@ void Engine::AttendExactly(int64_t g, std::span<const int32_t> rows, Range part,
   const auto n = int64_t(rows.size());
   w.tile.Load(head_.q.Head(g), n, problem_.scale, rows);
   if (in_order_.keys() > 0) {
+    w.visible.resize(size_t(n));
     for (int64_t i = 0; i < n; ++i) {
       w.visible[size_t(i)] = problem_.Visible(rows[size_t(i)]);
       w.pairs +=
@@ -160,11 +163,15 @@ void Engine::AttendExactly(int64_t g, std::span<const int32_t> rows, Range part,
     return w.tile.Attend(in_order_, part.first, part.last, {w.visible.data(), size_t(n)});
   }
   w.pairs += double(n * part.size());
-  const Segment& s = plan_.levels[0].segments[0];
-  const KeySet& keys = level_keys_.sorted();
-  w.tile.Attend(keys, s.slot + std::min(part.first, s.globals), s.slot + std::min(part.last, s.globals));
-  w.tile.Attend(keys, s.SortedSlot() + std::max<int64_t>(0, part.first - s.globals),
-                s.SortedSlot() + std::max<int64_t>(0, part.last - s.globals));
+  const Segment& s = plan_.segments[0];
+  const int64_t globals = s.slot, sorted = s.slot + s.GlobalSlots() - s.globals;
+  const KeyRange both[] = {{.keys = &segment_keys_.sorted(),
+                            .begin = globals + std::min(part.first, s.globals),
+                            .end = globals + std::min(part.last, s.globals)},
+                           {.keys = &segment_keys_.sorted(),
+                            .begin = sorted + std::max(part.first, s.globals),
+                            .end = sorted + std::max(part.last, s.globals)}};
+  w.tile.Attend(both);
 }
 
 void Engine::Recompute(int64_t kv, int64_t g, const std::vector<int32_t>& rows) {

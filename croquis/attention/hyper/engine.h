@@ -1,11 +1,12 @@
-// HyperAttention for one kv head at a time: exact leaves, then level after level, each row's state kept in the output.
+// HyperAttention for one kv head at a time: stage after stage, groups of rows in hash order and then rows in order,
+// each row's state kept in the output.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "croquis/attention/hyper/index.h"
-#include "croquis/attention/hyper/level_keys.h"
+#include "croquis/attention/hyper/segment_keys.h"
 #include "croquis/attention/method.h"
 #include "croquis/attention/tiles.h"
 
@@ -29,37 +30,54 @@ class Engine {
   struct Worker {
     Worker(TileType type, int64_t dim, int64_t value_dim);
     QueryTile tile;
+    std::vector<KeyRange> ranges;  // of the next call
+    std::vector<Range> windows;    // of ranks, of each segment of a group: a row each
+    std::vector<Range> visible;    // what `ranges` refer to
+    std::vector<float> weights, factors;
+    size_t visible_used = 0, weights_used = 0;
     std::vector<float> queries, steps;  // [64, dim], [64, value_dim]
+    std::vector<float> shares;          // of each row: the mass that cells gave, relative to 2^reference
     // States of a tile before residuals and between the halves of samples.
     std::vector<float> before, between, before_m, before_l, between_m, between_l;
-    std::vector<float> reference;  // of each row: what its deviations are relative to
-    std::vector<float> factors;
-    std::vector<Range> windows, visible;
-    std::vector<float> log_weights;
+    std::vector<float> reference;  // of each row, base 2: what its deviations are relative to
     double pairs = 0;
   };
-  struct Tile {  // of a segment
-    const Segment* segment;
-    size_t index;
-    int64_t g, first, rows;  // in the order of codes; of the order of rows where the segment is exact
+  // What the rows of a group step along, where steps are cut, and the mean spread of a cell.
+  struct Slope {
+    Matrix<float> covariance;
+    double spread = 0, entropy = 0;
+  };
+  struct GroupTile {
+    const Group* group;
+    int64_t g, first, rows;  // in the order of codes
+  };
+  struct LeafTile {
+    const Leaf* leaf;
+    int64_t g, first, rows;
+  };
+  struct StageTiles {
+    std::vector<std::vector<GroupTile>> passes;
+    std::vector<LeafTile> leaves;
   };
 
   void TakeHead(int64_t kv);
-  void RunLeaf(const Segment& leaf, int64_t g, int64_t first, Worker& w);
-  void RunTile(const Tile& t, Worker& w);
-  void Fetch(const Tile& t);
-  void Windows(const Tile& t, std::span<const uint16_t> codes, Worker& w) const;
-  void AttendResiduals(const Tile& t, int half, Worker& w);
-  void AttendRun(const KeySet& keys, int64_t base, int64_t n, int64_t rows, bool inside, Worker& w);
-  void AddShares(const Tile& t, std::span<const int32_t> rows, Worker& w);
-  void RowFactors(const Tile& t, std::span<const int32_t> rows, Worker& w) const;
-  void KeepState(Worker& w, int64_t rows, std::vector<float>& m, std::vector<float>& l, std::vector<float>& a);
-  void AddSpread(const Tile& t, std::span<const int32_t> rows, Worker& w);
-  void Restore(int64_t g, int64_t row, int64_t at, Worker& w);
-  void Store(int64_t g, int64_t row, int64_t at, Worker& w);
-  void MakeSlopes();
-  void Finish(int64_t kv);
-  void FinishTile(const Tile& t, int64_t kv, Worker& w);
+  void RunStage(int64_t kv, size_t stage);
+  void RunLeaf(const LeafTile& t, int64_t kv, Worker& w);
+  void Resume(int64_t kv, int64_t g, int64_t row, int64_t at, Worker& w);
+  void Keep(int64_t g, int64_t row, int64_t at, Worker& w);
+
+  // group_tiles.cc
+  void MakeSlope(const Group& group);
+  void RunTile(const GroupTile& t, int64_t kv, Worker& w);
+  void Fetch(const GroupTile& t, int64_t kv) const;
+  void Windows(const GroupTile& t, const Segment& s, std::span<Range> windows) const;
+  void AddWindows(const GroupTile& t, size_t segment, Worker& w) const;
+  void AddResiduals(const GroupTile& t, size_t segment, int half, Worker& w) const;
+  void RowFactors(const GroupTile& t, const Segment& s, std::span<const int32_t> rows, float* factors) const;
+  void AddShares(const GroupTile& t, std::span<const int32_t> rows, Worker& w);
+  void Step(const GroupTile& t, std::span<const int32_t> rows, Worker& w) const;
+  void KeepState(Worker& w, int64_t rows, std::vector<float>& m, std::vector<float>& l, std::vector<float>& a) const;
+  void AddSpread(const GroupTile& t, std::span<const int32_t> rows, Worker& w);
 
   // certificate.cc
   struct ProbeResult {
@@ -74,11 +92,12 @@ class Engine {
   void AttendExactly(int64_t g, std::span<const int32_t> rows, Range part, Worker& w);
   void Recompute(int64_t kv, int64_t g, const std::vector<int32_t>& rows);
 
+  bool moment() const { return options_.residual == Residual::kMoment; }
   size_t State(int64_t g, int64_t row) const { return size_t(g * problem_.q.rows + row); }
+  // Holds a row's weighted sums until its leaf is done, then its answer.
   std::span<float> Answer(int64_t kv, int64_t g, int64_t row) const {
     return output_.Head(kv * problem_.Group() + g, problem_.q.rows, problem_.v.dim)[row];
   }
-  std::span<float> Sums(int64_t g, int64_t row) { return {sums_.Row(int64_t(State(g, row))), size_t(problem_.v.dim)}; }
 
   Executor& executor_;
   const Problem& problem_;
@@ -86,26 +105,20 @@ class Engine {
   const Options& options_;
   const Plan& plan_;
   TileType type_;
-  // One kv head and its queries, copied to memory of large pages: rows are gathered many times, and over small pages
-  // most gathers miss the table of pages.
+  // One kv head and its queries; where rows of other heads lie between theirs they are copied: rows are gathered many
+  // times, and most gathers would miss the table of pages.
   Buffer copy_;
   Problem head_;
   Index index_;
-  LevelKeys level_keys_;
-  KeySet in_order_;                            // empty where no part is exact
-  bool certify_;                               // deviations between halves of samples are kept
-  std::vector<std::vector<Tile>> tiles_;       // of each level
-  std::vector<Tile> leaf_tiles_, last_tiles_;  // of leaves; of spans
-  // Of each span: the covariance that its rows step along, where steps are cut, and the mean spread of a cell.
-  struct Slope {
-    Matrix<float> covariance;
-    double spread = 0, entropy = 0;
-  };
-  std::vector<Slope> slopes_;
+  SegmentKeys segment_keys_;
+  KeySet in_order_;  // empty where no part is exact
+  bool certify_;     // deviations between halves of samples are kept
+  std::vector<StageTiles> tiles_;
+  std::vector<Slope> slopes_;  // of each group
   std::vector<Worker> workers_;
-  Matrix<float> sums_;                             // of each row
-  std::vector<float> max_, mass_;                  // natural
-  std::vector<float> deviation_, mass_deviation_;  // relative to e^max: see AddSpread
+  std::vector<float> max_, mass_;  // of each row, base 2; simd::kMasked: nothing seen yet
+  // Relative to 2^max: the mass that cells gave, for the certificate; with samples, see AddSpread.
+  std::vector<float> deviation_, mass_deviation_;
 };
 
 }  // namespace croquis::attention::hyper

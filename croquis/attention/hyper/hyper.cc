@@ -18,7 +18,7 @@ constexpr ParamInfo kParams[] = {
     {"block", "0", 0, kManyKeys, {}, "keys of a window; 0: 128, 256 for paper"},
     {"samples", "0", 0, kManyKeys, {}, "cells or samples of the residual; 0: 128 or sqrt(n), 256 for paper"},
     {"hash_bits", "0", 0, kDirections, {}, "bits of a hash; 0: by length, 7 for paper"},
-    {"min_length", "1024", 16, kManyKeys, {}, "so many keys or fewer are attended exactly"},
+    {"min_length", "2048", 16, kManyKeys, {}, "so many keys or fewer are attended exactly"},
     {"split", "2", 2, 64, {}, "causal: parts that a range is cut into, again and again; 2: the paper's halving"},
     {"global", "64", 0, 4096, {}, "v2: keys every query meets exactly: sinks, along the mean query, far from the mean"},
     {"recent", "16", 0, 4096, {}, "v2, causal: of these, the last keys of a segment"},
@@ -90,7 +90,7 @@ Status RunWith(const Options& options, TileType type, Executor& executor, const 
     report->pairs += r.pairs, report->fallback_rows += r.fallback_rows;
     report->est_error += r.est_error, report->lse_std += r.lse_std;
   }
-  const bool estimates = plan.segments == 0 || options.probes > 0 || SplitsSamples(options.residual);
+  const bool estimates = plan.segments.empty() || options.probes > 0 || SplitsSamples(options.residual);
   report->est_error = estimates ? report->est_error / double(report->rows) : -1;
   report->lse_std = estimates ? report->lse_std / double(report->rows) : -1;
   report->kernel = simd::Tiles(type).name;

@@ -204,13 +204,14 @@ TEST(Hyper, EstimatesItsError) {
 double Captured(const Problem& p, const hyper::Options& options) {
   Executor executor(2);
   const hyper::Plan plan = hyper::MakePlan(p, options);
-  const hyper::Segment& s = plan.levels[0].segments[0];
-  EXPECT_FALSE(s.exact);
+  EXPECT_EQ(plan.segments.size(), 1u);
+  const hyper::Segment& s = plan.segments[0];
+  const hyper::Group& group = plan.stages[0].passes[0][0];
   hyper::Index index(p, options, plan);
   index.Build(executor, 0);
-  const auto rows = index.SortedRows(s, 0);
-  const auto codes = index.SortedCodes(s, 0);
-  const auto order = index.Order(0).subspan(size_t(s.SortedSlot()), size_t(s.sorted()));
+  const auto rows = index.SortedRows(group, 0);
+  const auto codes = index.SortedCodes(group, 0);
+  const auto order = index.Order(s).subspan(size_t(s.GlobalSlots()), size_t(s.sorted()));
   const int64_t nk = p.k.rows, dim = p.k.dim;
   const auto *q = reinterpret_cast<const float*>(p.q.data), *k = reinterpret_cast<const float*>(p.k.data);
   double captured = 0;
@@ -224,8 +225,8 @@ double Captured(const Problem& p, const hyper::Options& options) {
     }
     for (const double x : logits) all += std::exp(x - top);
     const int64_t block = int64_t(at) / s.block * s.block;
-    const Range window =
-        options.match == hyper::Match::kRank ? Range{block, block + s.block} : index.CodeWindow(s, codes[at]);
+    const Range window = options.match == hyper::Match::kRank ? Range{block, block + s.block}
+                                                              : index.CodeWindow(s, codes[at], group.bits);
     for (int64_t j = window.first; j < window.last; ++j) inside += std::exp(logits[size_t(order[size_t(j)])] - top);
     captured += inside / all;
   }

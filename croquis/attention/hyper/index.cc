@@ -21,70 +21,101 @@ Index::Index(const Problem& problem, const Options& options, const Plan& plan)
     : problem_(problem), options_(options), plan_(plan) {
   const int64_t scores = options.globals > 0 ? std::min(problem.Group(), kMostHeads) + 1 : 0;
   key_width_ = (kDirections + scores + kWidth - 1) / kWidth * kWidth;
-  for (size_t level = 0; level < plan.levels.size(); ++level) {
-    orders_.emplace_back(size_t(plan.levels[level].slots));
-    for (const Segment& s : plan.levels[level].segments)
-      if (!s.exact) segments_.push_back(&s), level_of_.push_back(level);
-  }
-  for (size_t i = 0; i < segments_.size(); ++i) {
-    const Segment& s = *segments_[i];
-    const size_t first = chunks_.size();
-    for (int64_t at = s.keys.first; at < s.keys.last; at += kChunk)
-      chunks_.push_back({int64_t(i), -1, at, std::min(at + kChunk, s.keys.last)});
-    for (int64_t g = 0; g < problem.Group(); ++g)
-      for (int64_t at = s.rows.first; at < s.rows.last; at += kChunk)
-        chunks_.push_back({int64_t(i), g, at, std::min(at + kChunk, s.rows.last)});
-    chunks_of_.emplace_back(first, chunks_.size());
-  }
-  const size_t chunks = chunks_.size(), keys = size_t(problem.k.rows), rows = size_t(problem.Group() * problem.q.rows);
+  for (const Stage& stage : plan.stages)
+    for (const std::vector<Group>& pass : stage.passes)
+      for (const Group& group : pass) groups_.push_back(&group);
+  std::sort(groups_.begin(), groups_.end(), [](const Group* a, const Group* b) { return a->id < b->id; });
+  CutPieces();
+  CutChunks();
+  const size_t keys = size_t(problem.k.rows), rows = size_t(problem.Group() * problem.q.rows);
   key_projection_ = Matrix<float>(problem.k.rows, key_width_);
   row_projection_ = Matrix<float>(problem.Group() * problem.q.rows, kWidth);
   key_square_.resize(keys), row_square_.resize(rows);
   if (scores > 0) key_score_.resize(keys), key_distance_.resize(keys);
-  chunk_sums_.resize(chunks), by_score_.resize(chunks), by_distance_.resize(chunks), counts_.resize(chunks);
-  for (size_t i = 0; i < chunks; ++i) counts_[i].resize(size_t(1) << segments_[size_t(chunks_[i].segment)]->bits);
   rank_tables_.resize(kDirections + 1);
-  for (const Segment* s : segments_)
-    if (rank_tables_[size_t(s->bits)].empty()) rank_tables_[size_t(s->bits)] = RankTable(s->bits);
-  thresholds_.assign(segments_.size(), std::vector<std::array<float, kWidth>>(size_t(1 + problem.Group())));
-  globals_.resize(segments_.size());
+  for (const Segment& s : plan.segments)
+    if (rank_tables_[size_t(s.bits)].empty()) rank_tables_[size_t(s.bits)] = RankTable(s.bits);
+  key_thresholds_.resize(plan.segments.size());
+  row_thresholds_.resize(row_chunks_.size());
+  globals_.resize(plan.segments.size());
   key_code_.resize(size_t(plan.keys));
   row_hash_.resize(size_t(plan.rows * problem.Group()));
   row_code_.resize(row_hash_.size());
   row_order_.resize(row_hash_.size());
   starts_.resize(size_t(plan.starts));
+  orders_.resize(size_t(plan.orders));
+}
+
+void Index::CutPieces() {
+  std::vector<int64_t> ends;
+  for (const Segment& s : plan_.segments) ends.insert(ends.end(), {s.keys.first, s.keys.last});
+  std::sort(ends.begin(), ends.end());
+  ends.erase(std::unique(ends.begin(), ends.end()), ends.end());
+  std::vector<size_t> piece_at;  // where each end's first piece is
+  for (size_t i = 0; i < ends.size(); ++i) {
+    piece_at.push_back(pieces_.size());
+    for (int64_t at = ends[i]; i + 1 < ends.size() && at < ends[i + 1]; at += kChunk)
+      pieces_.push_back({.keys = {at, std::min(at + kChunk, ends[i + 1])}});
+  }
+  const auto find = [&](int64_t end) {
+    return piece_at[size_t(std::lower_bound(ends.begin(), ends.end(), end) - ends.begin())];
+  };
+  for (const Segment& s : plan_.segments) pieces_of_.push_back({find(s.keys.first), find(s.keys.last)});
+}
+
+void Index::CutChunks() {
+  const auto cut = [&](size_t owner, int64_t g, Range all, int bits) {
+    const size_t first = chunks_.size();
+    for (int64_t at = all.first; at < all.last; at += kChunk) {
+      chunks_.push_back({owner, g, {at, std::min(at + kChunk, all.last)}});
+      counts_.emplace_back(size_t(1) << bits);
+    }
+    return Bounds{first, chunks_.size()};
+  };
+  for (const Segment& s : plan_.segments) key_chunks_.push_back(cut(s.id, -1, s.keys, s.bits));
+  for (const Group* group : groups_)
+    for (int64_t g = 0; g < problem_.Group(); ++g) row_chunks_.push_back(cut(group->id, g, group->rows, group->bits));
 }
 
 int64_t Index::Bytes(const Problem& p, const Plan& plan) {
   const int64_t width = kDirections + kWidth + std::min(p.Group(), kMostHeads) + 1;
-  int64_t slots = 0;
-  for (const Level& level : plan.levels) slots += level.slots;
   return p.k.rows * (width + 3) * 4 + p.Group() * p.q.rows * (kWidth + 1) * 4 + plan.keys * 2 +
-         plan.rows * p.Group() * 8 + plan.starts * 4 + slots * 4;
+         plan.rows * p.Group() * 8 + plan.starts * 4 + plan.orders * 4;
 }
 
-Range Index::CodeWindow(const Segment& s, uint32_t code) const {
-  const int32_t* const start = starts_.data() + s.start_at + code;
+Range Index::CodeWindow(const Segment& s, uint32_t code, int bits) const {
+  const int32_t* const start = starts_.data() + s.start_at + (code >> (bits - s.bits));
   const int64_t middle = (int64_t(start[0]) + start[1]) / 2;
   return {std::max<int64_t>(0, middle - s.block / 2), std::min(s.sorted(), middle + (s.block + 1) / 2)};
 }
 
 void Index::Build(Executor& executor, int64_t kv) {
-  if (segments_.empty()) return;
+  if (plan_.segments.empty()) return;
   MakeProbes(executor, kv);
   Project(executor);
-  const auto chunks = int64_t(chunks_.size()), segments = int64_t(segments_.size());
-  executor.ParallelFor(chunks, [&](int64_t i, int) { Survey(chunks_[size_t(i)], size_t(i)); });
-  executor.ParallelFor(segments, [&](int64_t i, int) { Decide(size_t(i)); });
+  const auto pieces = int64_t(pieces_.size()), chunks = int64_t(chunks_.size()),
+             segments = int64_t(plan_.segments.size()), orders = int64_t(row_chunks_.size()), group = problem_.Group();
+  executor.ParallelFor(pieces + orders, [&](int64_t i, int) {
+    if (i < pieces)
+      Survey(pieces_[size_t(i)]);
+    else
+      Centre(*groups_[size_t((i - pieces) / group)], (i - pieces) % group);
+  });
+  executor.ParallelFor(segments, [&](int64_t i, int) { Decide(plan_.segments[size_t(i)]); });
   executor.ParallelFor(chunks, [&](int64_t i, int) { Hash(chunks_[size_t(i)], size_t(i)); });
-  executor.ParallelFor(segments, [&](int64_t i, int) { Starts(size_t(i)); });
+  executor.ParallelFor(segments + orders, [&](int64_t i, int) {
+    if (i < segments)
+      StartKeys(plan_.segments[size_t(i)]);
+    else
+      Places(row_chunks_[size_t(i - segments)], [](size_t, uint32_t) {});
+  });
   executor.ParallelFor(chunks, [&](int64_t i, int) { Scatter(chunks_[size_t(i)], size_t(i)); });
 }
 
 // Positions before all segments' queries: what a strict method may learn directions from.
 Range Index::PastRows() const {
   int64_t first = problem_.k.rows;
-  for (const Segment* s : segments_) first = std::min(first, s->rows.first + problem_.mask.offset);
+  for (const Segment& s : plan_.segments) first = std::min(first, s.rows.first + problem_.mask.offset);
   return {0, std::clamp<int64_t>(first, 0, problem_.k.rows)};
 }
 
@@ -153,36 +184,59 @@ void Index::Project(Executor& executor) {
   });
 }
 
-// Sums of projections, and the keys that may become global.
-void Index::Survey(const Chunk& chunk, size_t at) {
-  const bool key = chunk.g < 0;
-  const int64_t width = key ? key_width_ : kWidth;
-  const float* z =
-      key ? key_projection_.Row(chunk.first) : row_projection_.Row(chunk.g * problem_.q.rows + chunk.first);
+// Adds up rows of 16 numbers `stride` apart, 64 at a time in f32.
+Index::Sums Index::SumOf(const float* z, int64_t stride, int64_t n) {
   Sums total{};
-  for (int64_t r = chunk.first; r < chunk.last;) {
+  while (n > 0) {
     std::array<float, kWidth> sum{};
-    for (const int64_t end = std::min(r + 64, chunk.last); r < end; ++r, z += width)
+    const int64_t some = std::min<int64_t>(n, 64);
+    for (int64_t r = 0; r < some; ++r, z += stride)
       for (size_t t = 0; t < kWidth; ++t) sum[t] += z[t];
     for (size_t t = 0; t < kWidth; ++t) total[t] += double(sum[t]);
+    n -= some;
   }
-  chunk_sums_[at] = total;
-  const Segment& s = *segments_[size_t(chunk.segment)];
-  if (!key || s.globals == 0) return;
-  Best(key_score_, chunk, size_t(s.globals), by_score_[at]);
-  Best(key_distance_, chunk, size_t(s.globals), by_distance_[at]);
+  return total;
+}
+
+// Sums of projections, and the keys that may become global.
+void Index::Survey(Piece& piece) {
+  piece.sums = SumOf(key_projection_.Row(piece.keys.first), key_width_, piece.keys.size());
+  if (key_score_.empty()) return;
+  Best(key_score_, piece.keys, size_t(options_.globals), piece.by_score);
+  Best(key_distance_, piece.keys, size_t(options_.globals), piece.by_distance);
+}
+
+// What projections of a group's rows are compared with: their means. A strict method takes the means of tokens that
+// stand at the group's keys, which are earlier: of their queries, or of the keys where no queries stand there.
+void Index::Centre(const Group& group, int64_t g) {
+  Thresholds& thresholds = row_thresholds_[group.id * size_t(problem_.Group()) + size_t(g)];
+  thresholds = {};
+  if (options_.paper) return;
+  Range rows = group.rows, keys;
+  if (options_.strict && problem_.mask.causal) {
+    keys = {problem_.k.rows, 0};
+    for (const Segment* s : group.segments)
+      keys = {std::min(keys.first, s->keys.first), std::max(keys.last, s->keys.last)};
+    const int64_t offset = problem_.mask.offset, nq = problem_.q.rows;
+    rows = {std::clamp<int64_t>(keys.first - offset, 0, nq), std::clamp<int64_t>(keys.last - offset, 0, nq)};
+  }
+  const bool of_keys = rows.size() == 0;
+  const int64_t n = of_keys ? keys.size() : rows.size();
+  const Sums sums =
+      of_keys ? SumOf(key_projection_.Row(keys.first), key_width_, n) : SumOf(RowProjection(g, rows.first), kWidth, n);
+  for (size_t t = 0; t < kWidth; ++t) thresholds[t] = float(sums[t] / double(n));
 }
 
 // The `most` keys of a chunk with the largest numbers, ties to the earlier ones; a heap whose top is the worst of them.
-void Index::Best(const std::vector<float>& numbers, const Chunk& chunk, size_t most, std::vector<Candidate>& heap) {
+void Index::Best(const std::vector<float>& numbers, Range keys, size_t most, std::vector<Candidate>& heap) {
   const auto better = [](const Candidate& a, const Candidate& b) {
     return a.score != b.score ? a.score > b.score : a.key < b.key;
   };
   heap.clear();
-  int64_t r = chunk.first;
-  for (; r < chunk.last && heap.size() < most; ++r) heap.push_back({numbers[size_t(r)], int32_t(r)});
+  int64_t r = keys.first;
+  for (; r < keys.last && heap.size() < most; ++r) heap.push_back({numbers[size_t(r)], int32_t(r)});
   std::make_heap(heap.begin(), heap.end(), better);
-  for (float worst = heap.front().score; r < chunk.last; ++r) {
+  for (float worst = heap.front().score; r < keys.last; ++r) {
     if (numbers[size_t(r)] <= worst) continue;  // keys come in order: a tie is a later key
     std::pop_heap(heap.begin(), heap.end(), better);
     heap.back() = {numbers[size_t(r)], int32_t(r)};
@@ -191,38 +245,19 @@ void Index::Best(const std::vector<float>& numbers, const Chunk& chunk, size_t m
   }
 }
 
-void Index::Decide(size_t segment) {
-  const Segment& s = *segments_[segment];
-  std::vector<Sums> sums(size_t(1 + problem_.Group()));
-  for (size_t c = chunks_of_[segment].first; c < chunks_of_[segment].second; ++c)
-    for (size_t t = 0; t < kWidth; ++t) sums[size_t(chunks_[c].g + 1)][t] += chunk_sums_[c][t];
-  for (int64_t g = -1; g < problem_.Group(); ++g)
-    for (size_t t = 0; t < kWidth; ++t) {
-      const double n = double(g < 0 ? s.keys.size() : s.rows.size());
-      thresholds_[segment][size_t(g + 1)][t] = options_.paper ? 0.f : float(sums[size_t(g + 1)][t] / n);
-    }
-  if (options_.strict && problem_.mask.causal) {
-    // The centre of the queries comes from those that stand at the keys, which are earlier.
-    const int64_t offset = problem_.mask.offset, nq = problem_.q.rows;
-    const Range past{std::clamp<int64_t>(s.keys.first - offset, 0, nq),
-                     std::clamp<int64_t>(s.keys.last - offset, 0, nq)};
-    for (int64_t g = 0; g < problem_.Group(); ++g) {
-      Sums sum{};
-      for (int64_t r = past.first; r < past.last; ++r)
-        for (size_t t = 0; t < kWidth; ++t) sum[t] += double(row_projection_.Row(g * nq + r)[t]);
-      for (size_t t = 0; t < kWidth; ++t)
-        thresholds_[segment][size_t(g + 1)][t] =
-            past.size() > 0 ? float(sum[t] / double(past.size())) : thresholds_[segment][0][t];
-    }
-  }
-  ChooseGlobals(segment);
+void Index::Decide(const Segment& s) {
+  Sums sums{};
+  for (size_t p = pieces_of_[s.id].first; p < pieces_of_[s.id].last; ++p)
+    for (size_t t = 0; t < kWidth; ++t) sums[t] += pieces_[p].sums[t];
+  for (size_t t = 0; t < kWidth; ++t)
+    key_thresholds_[s.id][t] = options_.paper ? 0.f : float(sums[t] / double(s.keys.size()));
+  ChooseGlobals(s);
 }
 
 // First keys of the sequence, last keys of the segment, a quarter of the rest far from the mean key, and those with the
 // largest product with a mean query.
-void Index::ChooseGlobals(size_t segment) {
-  const Segment& s = *segments_[segment];
-  std::vector<int32_t>& chosen = globals_[segment];
+void Index::ChooseGlobals(const Segment& s) {
+  std::vector<int32_t>& chosen = globals_[s.id];
   chosen.clear();
   if (s.globals == 0) return;
   const auto full = [&] { return int64_t(chosen.size()) == s.globals; };
@@ -232,10 +267,10 @@ void Index::ChooseGlobals(size_t segment) {
   };
   for (int64_t key = s.keys.last - s.recent; key < s.keys.last; ++key) add(key);
   for (int64_t key = s.keys.first; key < std::min(kSinks, s.keys.last); ++key) add(key);
-  const auto best = [&](const std::vector<std::vector<Candidate>>& lists, int64_t most) {
+  const auto best = [&](std::vector<Candidate> Piece::*list, int64_t most) {
     std::vector<Candidate> all;
-    for (size_t c = chunks_of_[segment].first; c < chunks_of_[segment].second; ++c)
-      all.insert(all.end(), lists[c].begin(), lists[c].end());
+    for (size_t p = pieces_of_[s.id].first; p < pieces_of_[s.id].last; ++p)
+      all.insert(all.end(), (pieces_[p].*list).begin(), (pieces_[p].*list).end());
     const auto n = std::min(all.size(), size_t(s.globals));
     std::partial_sort(all.begin(), all.begin() + int64_t(n), all.end(), [](const Candidate& a, const Candidate& b) {
       return a.score != b.score ? a.score > b.score : a.key < b.key;
@@ -246,76 +281,77 @@ void Index::ChooseGlobals(size_t segment) {
       most -= int64_t(chosen.size() - before);
     }
   };
-  best(by_distance_, (s.globals - int64_t(chosen.size())) / 4);
-  best(by_score_, s.globals);
+  best(&Piece::by_distance, (s.globals - int64_t(chosen.size())) / 4);
+  best(&Piece::by_score, s.globals);
   std::sort(chosen.begin(), chosen.end());
 }
 
 void Index::Hash(const Chunk& chunk, size_t at) {
   const bool key = chunk.g < 0;
-  const Segment& s = *segments_[size_t(chunk.segment)];
-  const float* const threshold = thresholds_[size_t(chunk.segment)][size_t(chunk.g + 1)].data();
-  const uint16_t* const ranks = rank_tables_[size_t(s.bits)].data();
-  const auto mask = uint16_t(rank_tables_[size_t(s.bits)].size() - 1);
+  const Segment* const s = key ? &plan_.segments[chunk.owner] : nullptr;
+  const Group* const group = key ? nullptr : groups_[chunk.owner];
+  const float* const threshold =
+      (key ? key_thresholds_[s->id] : row_thresholds_[group->id * size_t(problem_.Group()) + size_t(chunk.g)]).data();
+  const uint16_t* const ranks = rank_tables_[size_t(key ? s->bits : group->bits)].data();
   std::vector<uint32_t>& count = counts_[at];
+  const auto mask = uint16_t(count.size() - 1);
   std::fill(count.begin(), count.end(), 0u);
-  const int64_t n = chunk.last - chunk.first;
-  uint16_t* const code = key ? key_code_.data() + s.key_at + chunk.first - s.keys.first
-                             : row_hash_.data() + chunk.g * plan_.rows + s.row_at + chunk.first - s.rows.first;
-  const float* const z =
-      key ? key_projection_.Row(chunk.first) : row_projection_.Row(chunk.g * problem_.q.rows + chunk.first);
+  const int64_t n = chunk.rows.size();
+  uint16_t* const code =
+      key ? key_code_.data() + s->key_at + chunk.rows.first - s->keys.first
+          : row_hash_.data() + chunk.g * plan_.rows + group->row_at + chunk.rows.first - group->rows.first;
+  const float* const z = key ? key_projection_.Row(chunk.rows.first) : RowProjection(chunk.g, chunk.rows.first);
   simd::RowLoops().sign_bits(z, key ? key_width_ : kWidth, n, threshold, code);
   for (int64_t r = 0; r < n; ++r) ++count[code[r] = ranks[code[r] & mask]];
   if (!key) return;
-  const std::vector<int32_t>& globals = globals_[size_t(chunk.segment)];
-  for (auto next = std::lower_bound(globals.begin(), globals.end(), int32_t(chunk.first));
-       next != globals.end() && *next < chunk.last; ++next) {
-    uint16_t& its = code[*next - chunk.first];
+  const std::vector<int32_t>& globals = globals_[s->id];
+  for (auto next = std::lower_bound(globals.begin(), globals.end(), int32_t(chunk.rows.first));
+       next != globals.end() && *next < chunk.rows.last; ++next) {
+    uint16_t& its = code[*next - chunk.rows.first];
     --count[its];
     its = kGlobal;
   }
 }
 
-// Turns counts into places: codes ascending, within a code chunks ascending.
-void Index::Starts(size_t segment) {
-  const Segment& s = *segments_[segment];
-  const auto [first, last] = chunks_of_[segment];
-  for (size_t begin = first; begin < last;) {
-    size_t end = begin;
-    while (end < last && chunks_[end].g == chunks_[begin].g) ++end;
-    uint32_t at = 0;
-    for (size_t code = 0; code < counts_[begin].size(); ++code) {
-      if (chunks_[begin].g < 0) starts_[size_t(s.start_at) + code] = int32_t(at);
-      for (size_t c = begin; c < end; ++c) {
-        const uint32_t n = counts_[c][code];
-        counts_[c][code] = at;
-        at += n;
-      }
+// Turns the counts of chunks into places, codes ascending, within a code chunks ascending; fn(code, place).
+template <class Fn>
+void Index::Places(Bounds chunks, const Fn& fn) {
+  uint32_t at = 0;
+  const size_t codes = counts_[chunks.first].size();
+  for (size_t code = 0; code < codes; ++code) {
+    fn(code, at);
+    for (size_t c = chunks.first; c < chunks.last; ++c) {
+      const uint32_t n = counts_[c][code];
+      counts_[c][code] = at;
+      at += n;
     }
-    if (chunks_[begin].g < 0) starts_[size_t(s.start_at) + counts_[begin].size()] = int32_t(at);
-    begin = end;
   }
+  fn(codes, at);
+}
+
+void Index::StartKeys(const Segment& s) {
+  int32_t* const starts = starts_.data() + s.start_at;
+  Places(key_chunks_[s.id], [&](size_t code, uint32_t at) { starts[code] = int32_t(at); });
   // Globals, and something to read in slots that are not used.
-  std::vector<int32_t>& order = orders_[level_of_[segment]];
-  const auto slots = order.begin() + s.slot;
-  const auto behind = std::copy(globals_[segment].begin(), globals_[segment].end(), slots);
-  std::fill(behind, order.begin() + s.SortedSlot(), int32_t(s.keys.first));
-  std::fill(order.begin() + s.SortedSlot() + s.sorted(), slots + s.Slots(), int32_t(s.keys.first));
+  const auto order = orders_.begin() + s.order_at, sorted = order + s.GlobalSlots();
+  std::fill(std::copy(globals_[s.id].begin(), globals_[s.id].end(), order), sorted, int32_t(s.keys.first));
+  std::fill(sorted + s.sorted(), order + s.Slots(), int32_t(s.keys.first));
 }
 
 void Index::Scatter(const Chunk& chunk, size_t at) {
-  const Segment& s = *segments_[size_t(chunk.segment)];
   std::vector<uint32_t>& place = counts_[at];
   if (chunk.g < 0) {
-    int32_t* const order = orders_[level_of_[size_t(chunk.segment)]].data() + s.SortedSlot();
+    const Segment& s = plan_.segments[chunk.owner];
+    int32_t* const order = orders_.data() + s.order_at + s.GlobalSlots();
     const uint16_t* const code = key_code_.data() + s.key_at - s.keys.first;
-    for (int64_t r = chunk.first; r < chunk.last; ++r)
+    for (int64_t r = chunk.rows.first; r < chunk.rows.last; ++r)
       if (code[r] != kGlobal) order[place[code[r]]++] = int32_t(r);
     return;
   }
-  const int64_t base = chunk.g * plan_.rows + s.row_at;
-  const uint16_t* const code = row_hash_.data() + base - s.rows.first;
-  for (int64_t r = chunk.first; r < chunk.last; ++r) {
+  const Group& group = *groups_[chunk.owner];
+  const int64_t base = chunk.g * plan_.rows + group.row_at;
+  const uint16_t* const code = row_hash_.data() + base - group.rows.first;
+  for (int64_t r = chunk.rows.first; r < chunk.rows.last; ++r) {
     const uint32_t to = place[code[r]]++;
     row_order_[size_t(base + to)] = int32_t(r);
     row_code_[size_t(base + to)] = code[r];

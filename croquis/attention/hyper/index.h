@@ -22,24 +22,26 @@ class Index {
   // Hashes and sorts keys and queries. kv: numbers the random directions.
   void Build(Executor& executor, int64_t kv);
 
-  // Keys of a level's slots: a segment's globals at its slot, sorted keys from SortedSlot() on.
-  std::span<const int32_t> Order(size_t level) const { return orders_[level]; }
-  // Rows of a segment in the order of their codes, for query head g of the group; and the codes.
-  std::span<const int32_t> SortedRows(const Segment& s, int64_t g) const {
-    return {row_order_.data() + g * plan_.rows + s.row_at, size_t(s.rows.size())};
+  // Keys of a segment's slots: its globals, on a block's boundary the sorted keys; something to read in unused slots.
+  std::span<const int32_t> Order(const Segment& s) const { return {orders_.data() + s.order_at, size_t(s.Slots())}; }
+  // Rows of a group in the order of their codes, for query head g of the group of heads; and the codes.
+  std::span<const int32_t> SortedRows(const Group& group, int64_t g) const {
+    return {row_order_.data() + g * plan_.rows + group.row_at, size_t(group.rows.size())};
   }
-  std::span<const uint16_t> SortedCodes(const Segment& s, int64_t g) const {
-    return {row_code_.data() + g * plan_.rows + s.row_at, size_t(s.rows.size())};
+  std::span<const uint16_t> SortedCodes(const Group& group, int64_t g) const {
+    return {row_code_.data() + g * plan_.rows + group.row_at, size_t(group.rows.size())};
   }
-  // The `block` keys, in ranks among the sorted keys, around the place of a code (clipped to the ends, not moved).
-  Range CodeWindow(const Segment& s, uint32_t code) const;
+  // The `block` keys of a segment, in ranks among the sorted keys, around the place of the code of a row of `bits` bits
+  // (clipped to the ends, not moved).
+  Range CodeWindow(const Segment& s, uint32_t code, int bits) const;
   float KeySquare(int64_t key) const { return key_square_[size_t(key)]; }
   float RowSquare(int64_t g, int64_t row) const { return row_square_[size_t(g * problem_.q.rows + row)]; }
 
  private:
-  struct Chunk {  // of a segment's keys (g < 0) or of its rows for query head g
-    int64_t segment;
-    int64_t g, first, last;
+  struct Chunk {  // of a segment's keys (g < 0) or of a group's rows for query head g
+    size_t owner;
+    int64_t g;
+    Range rows;
   };
   struct Candidate {
     float score;
@@ -48,38 +50,54 @@ class Index {
   static constexpr int64_t kWidth = 16;  // of projections: directions and padding
   using Sums = std::array<double, kWidth>;
 
+  // Keys between two places where segments begin or end, and what all segments that hold them need of them.
+  struct Piece {
+    Range keys;
+    Sums sums = {};
+    std::vector<Candidate> by_score = {}, by_distance = {};  // the best
+  };
+  using Thresholds = std::array<float, kWidth>;
+  struct Bounds {
+    size_t first = 0, last = 0;
+  };
+
+  void CutPieces();
+  void CutChunks();
   void MakeProbes(Executor& executor, int64_t kv);
   void Project(Executor& executor);
-  void Survey(const Chunk& chunk, size_t at);
-  static void Best(const std::vector<float>& numbers, const Chunk& chunk, size_t most, std::vector<Candidate>& heap);
-  void Decide(size_t segment);
-  void ChooseGlobals(size_t segment);
+  static void Best(const std::vector<float>& numbers, Range keys, size_t most, std::vector<Candidate>& heap);
+  static Sums SumOf(const float* z, int64_t stride, int64_t n);
+  void Survey(Piece& piece);
+  void Centre(const Group& group, int64_t g);
+  void Decide(const Segment& s);
+  void ChooseGlobals(const Segment& s);
   void Hash(const Chunk& chunk, size_t at);
-  void Starts(size_t segment);
+  template <class Fn>
+  void Places(Bounds chunks, const Fn& fn);
+  void StartKeys(const Segment& s);
   void Scatter(const Chunk& chunk, size_t at);
   Range PastRows() const;
+  const float* RowProjection(int64_t g, int64_t row) const { return row_projection_.Row(g * problem_.q.rows + row); }
 
   const Problem& problem_;
   const Options& options_;
   const Plan& plan_;
-  int64_t key_width_;                     // of projections of keys: directions, then scores of global keys; padded
-  std::vector<const Segment*> segments_;  // those that are not exact
-  std::vector<size_t> level_of_;
+  int64_t key_width_;                 // of projections of keys: directions, then scores of global keys; padded
+  std::vector<const Group*> groups_;  // by id
+  std::vector<Piece> pieces_;
   std::vector<Chunk> chunks_;
-  std::vector<std::pair<size_t, size_t>> chunks_of_;  // of each segment: its chunks, keys first, then rows by head
+  std::vector<Bounds> pieces_of_, key_chunks_;  // of each segment
+  std::vector<Bounds> row_chunks_;              // of each group, head by head
 
   std::vector<float> key_probes_, row_probes_;  // what rows are multiplied with: [dim, key_width_], [dim, 16]
   Matrix<float> key_projection_, row_projection_;
   std::vector<float> key_square_, row_square_, key_score_, key_distance_;
-  std::vector<Sums> chunk_sums_;
-  std::vector<std::vector<Candidate>> by_score_, by_distance_;      // best of each chunk
-  std::vector<std::vector<uint16_t>> rank_tables_;                  // by bits; empty where none has so many
-  std::vector<std::vector<uint32_t>> counts_;                       // of codes in each chunk, then where to put them
-  std::vector<std::vector<std::array<float, kWidth>>> thresholds_;  // of each segment: keys', then each head's
-  std::vector<std::vector<int32_t>> globals_;                       // of each segment, ascending
+  std::vector<std::vector<uint16_t>> rank_tables_;           // by bits; empty where none has so many
+  std::vector<std::vector<uint32_t>> counts_;                // of codes in each chunk, then where to put them
+  std::vector<Thresholds> key_thresholds_, row_thresholds_;  // of each segment; of each group, head by head
+  std::vector<std::vector<int32_t>> globals_;                // of each segment, ascending
   std::vector<uint16_t> key_code_, row_hash_, row_code_;
-  std::vector<std::vector<int32_t>> orders_;
-  std::vector<int32_t> row_order_, starts_;
+  std::vector<int32_t> orders_, row_order_, starts_;
 };
 
 }  // namespace croquis::attention::hyper

@@ -5,9 +5,14 @@
 // parts a query is in (1 - 1/s) / log2 s segments for each doubling of the length, .5 for two and .375 for four, a key
 // in (s - 1) / (2 log2 s), .5 and .75, where several query heads share it. Lengths need no padding; cuts are at whole
 // tiles. Queries behind the last key meet all keys in one segment; without a mask that segment is all there is.
+//
+// Rows are sorted in groups, each once for all the segments that it is in: the rows of a node of some thousand keys.
+// A tile of them meets all its segments by two calls of the tile kernel, and its states stay where they are. Only the
+// segments inside of such a node, and blocks that are matched by rank, have orders of rows of their own.
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <vector>
 
 #include "croquis/attention/hyper/options.h"
@@ -15,49 +20,61 @@
 
 namespace croquis::attention::hyper {
 
+// Keys that some rows meet approximately.
 struct Segment {
-  Range keys, rows;    // rows: of each head of the group
-  bool exact = false;  // all pairs, because an approximation would not be cheaper
+  Range keys, rows;  // rows: of each head of the group
   int bits = 0;
   int64_t block = 0;                // keys of a window
   int64_t globals = 0, recent = 0;  // recent ones counted among the globals
   int64_t cell = 0, residuals = 0;  // keys of a cell; cells or samples
   bool halves = false;              // samples come in two halves, for the certificate
   int64_t covariance_rows = 0;      // keys that the first-order term is estimated from
-  // Where its pieces lie among those of its level, or of the whole plan.
-  int64_t slot = 0, residual_slot = 0;  // of packed keys and residuals, multiples of 64
-  int64_t key_at = 0, row_at = 0;       // in arrays over keys and rows of the plan
-  int64_t start_at = 0;                 // in the table of codes
-  int64_t covariance_at = 0;
-  size_t id = 0;  // among the segments that are not exact
+  size_t id = 0;                    // its place in Plan::segments
+  int64_t slot = 0,
+          residual_slot = 0;         // of packed keys and residuals, multiples of 64; others use them before and after
+  int64_t key_at = 0, start_at = 0;  // in arrays over the keys, and the tables of codes, of all segments
+  int64_t order_at = 0;              // in the array of the keys in all slots
+  int64_t covariance_at = 0;         // among those that are filled together
 
   int64_t sorted() const { return keys.size() - globals; }
-  int64_t SortedSlot() const;    // of the first sorted key: behind the globals, on a block's boundary
-  int64_t Slots() const;         // whole blocks
+  int64_t GlobalSlots() const;  // whole blocks, as all slots; the sorted keys begin behind them
+  int64_t Slots() const;
   int64_t ResidualHalf() const;  // slots between the first and second half of the samples
   int64_t ResidualSlots() const;
 };
 
-struct Level {
-  std::vector<Segment> segments;
-  int64_t slots = 0, residual_slots = 0, covariance_rows = 0;
+// Rows that are sorted together.
+struct Group {
+  Range rows;
+  std::vector<const Segment*> segments;  // that they meet, at least one
+  int bits = 0;                          // the most of its segments
+  int64_t row_at = 0;                    // in arrays over the rows of all groups
+  size_t id = 0;
 };
 
-// Rows that meet the same segments.
-struct Span {
-  Range rows;
-  std::vector<const Segment*> segments;  // of any level, those that are not exact
+// Rows in order, and what they meet exactly: their own keys up to their positions, and earlier keys without a mask.
+struct Leaf {
+  Range rows, keys;
+  std::vector<Range> earlier;
+};
+
+// What is in memory together: segments are filled, groups run, one pass after the other, then leaves.
+struct Stage {
+  std::vector<const Segment*> fill;
+  std::vector<std::vector<Group>> passes;  // a row is in one group of a pass
+  std::vector<Leaf> leaves;                // each row in one leaf of one stage
 };
 
 struct Plan {
-  std::vector<Segment> leaves;             // exact with the causal mask; rows and keys at the same positions
-  std::vector<Level> levels;               // the shortest segments first
-  std::vector<Span> spans;                 // all rows, in order; points into levels
-  int64_t keys = 0, rows = 0, starts = 0;  // sizes of arrays over all segments that are not exact
-  size_t segments = 0;                     // that are not exact
+  std::deque<Segment> segments;
+  std::vector<Stage> stages;
+  size_t groups = 0;
+  // Sizes of what all segments and groups lie in, and of what those of one stage lie in.
+  int64_t keys = 0, rows = 0, starts = 0, orders = 0;
+  int64_t slots = 0, residual_slots = 0, covariance_rows = 0;
 };
 
-// Not to be copied: spans point into it.
+// Not to be copied: groups point into it.
 Plan MakePlan(const Problem& problem, const Options& options);
 
 }  // namespace croquis::attention::hyper

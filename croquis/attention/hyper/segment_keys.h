@@ -1,4 +1,4 @@
-// The packed keys of one level of segments: all keys in hash order, and what stands for those outside of a window.
+// The packed keys of segments: all keys in hash order, and what stands for those outside of a window.
 #pragma once
 
 #include <cstdint>
@@ -11,23 +11,23 @@
 
 namespace croquis::attention::hyper {
 
-class LevelKeys {
+class SegmentKeys {
  public:
-  // Takes memory for the largest level.
-  LevelKeys(TileType type, const Problem& problem, const Options& options, const Plan& plan);
+  // Takes memory for the segments that are in use at a time.
+  SegmentKeys(TileType type, const Problem& problem, const Options& options, const Plan& plan);
   static int64_t Bytes(TileType type, const Problem& problem, const Plan& plan);
 
-  // Before the first level of a head: what samples by values need to know of them. Nothing for other residuals.
+  // Before the first stage of a head: what samples by values need to know of them. Nothing for other residuals.
   void MeasureValues(Executor& executor);
-  // Packs a level. kv: numbers the samples.
-  void Fill(Executor& executor, const Index& index, size_t level, int64_t kv);
+  // Packs the segments of a stage (not empty). kv: numbers the samples.
+  void Fill(Executor& executor, const Index& index, size_t stage, int64_t kv);
 
   const KeySet& sorted() const { return sorted_; }
   const KeySet& residual() const { return residual_; }
   // Residuals of half 0 or 1: how many, and those that stand for ranks inside of `window` (a run of them).
   int64_t Residuals(const Segment& s, int half) const;
   Range Inside(const Segment& s, int half, Range window) const;
-  // ln of the keys of each cell.
+  // Base 2 logarithms of the keys of each cell.
   std::span<const float> LogWeights(const Segment& s) const {
     return {log_weights_.data() + s.residual_slot, size_t(s.residuals)};
   }
@@ -43,8 +43,9 @@ class LevelKeys {
     Range cells;
   };
 
-  void Draw(const Segment& s, size_t level, size_t at, int64_t kv, std::span<const int32_t> order);
-  void FillMoments(Executor& executor, const Index& index, size_t level);
+  void Draw(const Segment& s, int64_t kv, std::span<const int32_t> order);
+  void FillMoments(Executor& executor, const Index& index, size_t stage);
+  void PackSorted(const Segment& s, int64_t block, std::span<const int32_t> order);
   void AddCell(const Index& index, const Segment& s, int64_t cell, std::span<const int32_t> members, const RowsView& k,
                const RowsView& v);
   void Multiply(const Segment& s);
@@ -53,12 +54,12 @@ class LevelKeys {
   const Options& options_;
   const Plan& plan_;
   KeySet sorted_, residual_;
-  std::vector<std::vector<Unit>> units_;          // of each level
+  std::vector<std::vector<Unit>> units_;          // of each stage
   Matrix<float> mean_keys_, mean_values_;         // of each cell, by residual slot
   std::vector<int32_t> ranks_, picks_;            // of each residual slot: rank among the sorted keys, and the key
   std::vector<int64_t> counts_;                   // of the half that begins at a block
   std::vector<float> cell_spread_, log_weights_;  // of each residual slot
-  Matrix<float> centred_keys_, centred_values_;   // of the level, less the means of their cells
+  Matrix<float> centred_keys_, centred_values_;   // less the means of their cells
   std::vector<Matrix<float>> covariances_;
   std::vector<float> spreads_, value_squares_;
 };

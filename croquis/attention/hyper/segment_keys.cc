@@ -1,4 +1,4 @@
-#include "croquis/attention/hyper/level_keys.h"
+#include "croquis/attention/hyper/segment_keys.h"
 
 #include <algorithm>
 #include <cmath>
@@ -12,46 +12,31 @@ namespace {
 constexpr int64_t kUnit = 256;  // keys of a task, at least
 constexpr uint64_t kPurpose = Purpose("attention.hyper.samples");
 
-int64_t MostSlots(const Plan& plan) {
-  int64_t most = 0;
-  for (const Level& l : plan.levels) most = std::max(most, l.slots);
-  return most;
-}
-int64_t MostResiduals(const Plan& plan) {
-  int64_t most = 0;
-  for (const Level& l : plan.levels) most = std::max(most, l.residual_slots);
-  return most;
-}
-int64_t MostCovarianceRows(const Plan& plan) {
-  int64_t most = 0;
-  for (const Level& l : plan.levels) most = std::max(most, l.covariance_rows);
-  return most;
-}
 }  // namespace
 
-LevelKeys::LevelKeys(TileType type, const Problem& problem, const Options& options, const Plan& plan)
+SegmentKeys::SegmentKeys(TileType type, const Problem& problem, const Options& options, const Plan& plan)
     : problem_(problem),
       options_(options),
       plan_(plan),
-      sorted_(type, MostSlots(plan), problem.k.dim, problem.v.dim),
-      residual_(type, MostResiduals(plan), problem.k.dim, problem.v.dim) {
-  const auto residuals = size_t(MostResiduals(plan));
+      sorted_(type, plan.slots, problem.k.dim, problem.v.dim),
+      residual_(type, plan.residual_slots, problem.k.dim, problem.v.dim) {
+  const auto residuals = size_t(plan.residual_slots);
   const int64_t dim = problem.k.dim, width = problem.v.dim;
   const bool moment = options.residual == Residual::kMoment;
   ranks_.resize(residuals), picks_.resize(residuals), cell_spread_.resize(residuals), log_weights_.resize(residuals);
   counts_.resize(residuals / kTileKeys);
   if (moment) {
-    centred_keys_ = Matrix<float>(MostCovarianceRows(plan), dim);
-    centred_values_ = Matrix<float>(MostCovarianceRows(plan), width);
-    for (size_t i = 0; i < plan.segments; ++i) covariances_.emplace_back(dim, width);
-    spreads_.resize(plan.segments);
-    mean_keys_ = Matrix<float>(MostResiduals(plan), dim), mean_values_ = Matrix<float>(MostResiduals(plan), width);
-    for (const Level& level : plan.levels) {
+    centred_keys_ = Matrix<float>(plan.covariance_rows, dim);
+    centred_values_ = Matrix<float>(plan.covariance_rows, width);
+    for (size_t i = 0; i < plan.segments.size(); ++i) covariances_.emplace_back(dim, width);
+    spreads_.resize(plan.segments.size());
+    mean_keys_ = Matrix<float>(plan.residual_slots, dim), mean_values_ = Matrix<float>(plan.residual_slots, width);
+    for (const Stage& stage : plan.stages) {
       units_.emplace_back();
-      for (const Segment& s : level.segments) {
-        const int64_t each = std::max<int64_t>(1, kUnit / s.cell);
-        for (int64_t at = 0; !s.exact && at < s.residuals; at += each)
-          units_.back().push_back({&s, {at, std::min(s.residuals, at + each)}});
+      for (const Segment* s : stage.fill) {
+        const int64_t each = std::max<int64_t>(1, kUnit / s->cell);
+        for (int64_t at = 0; at < s->residuals; at += each)
+          units_.back().push_back({s, {at, std::min(s->residuals, at + each)}});
       }
     }
   }
@@ -60,19 +45,19 @@ LevelKeys::LevelKeys(TileType type, const Problem& problem, const Options& optio
   if (residuals > 0 && moment) residual_.SetFactor(0, 0);
 }
 
-int64_t LevelKeys::Bytes(TileType type, const Problem& p, const Plan& plan) {
-  return int64_t(KeySet::Bytes(type, MostSlots(plan), p.k.dim, p.v.dim) +
-                 KeySet::Bytes(type, MostResiduals(plan), p.k.dim, p.v.dim)) +
-         (24 + 4 * (p.k.dim + p.v.dim)) * MostResiduals(plan) + 4 * MostCovarianceRows(plan) * (p.k.dim + p.v.dim) +
-         4 * int64_t(plan.segments) * p.k.dim * p.v.dim;
+int64_t SegmentKeys::Bytes(TileType type, const Problem& p, const Plan& plan) {
+  return int64_t(KeySet::Bytes(type, plan.slots, p.k.dim, p.v.dim) +
+                 KeySet::Bytes(type, plan.residual_slots, p.k.dim, p.v.dim)) +
+         (24 + 4 * (p.k.dim + p.v.dim)) * plan.residual_slots + 4 * plan.covariance_rows * (p.k.dim + p.v.dim) +
+         4 * int64_t(plan.segments.size()) * p.k.dim * p.v.dim;
 }
 
-int64_t LevelKeys::Residuals(const Segment& s, int half) const {
+int64_t SegmentKeys::Residuals(const Segment& s, int half) const {
   if (options_.residual == Residual::kMoment) return half == 0 ? s.residuals : 0;
   return half == 0 || s.halves ? counts_[size_t(s.residual_slot + half * s.ResidualHalf()) / kTileKeys] : 0;
 }
 
-Range LevelKeys::Inside(const Segment& s, int half, Range window) const {
+Range SegmentKeys::Inside(const Segment& s, int half, Range window) const {
   const int64_t n = Residuals(s, half);
   if (options_.residual == Residual::kMoment)  // windows are whole cells then
     return {window.first / s.cell, std::min(n, (window.last + s.cell - 1) / s.cell)};
@@ -81,53 +66,61 @@ Range LevelKeys::Inside(const Segment& s, int half, Range window) const {
           std::lower_bound(first, last, int32_t(window.last)) - first};
 }
 
-void LevelKeys::Fill(Executor& executor, const Index& index, size_t level, int64_t kv) {
-  const RowsView k = problem_.k.Head(0), v = problem_.v.Head(0);
-  const std::span<const int32_t> order = index.Order(level);
-  const std::vector<Segment>& segments = plan_.levels[level].segments;
-  if (options_.residual == Residual::kMoment) return FillMoments(executor, index, level);
-  executor.ParallelFor(int64_t(segments.size()), [&](int64_t i, int) {
-    if (!segments[size_t(i)].exact) Draw(segments[size_t(i)], level, size_t(i), kv, order);
-  });
-  const int64_t blocks = plan_.levels[level].slots / kTileKeys,
-                residual_blocks = plan_.levels[level].residual_slots / kTileKeys;
-  executor.ParallelFor(blocks + residual_blocks, [&](int64_t task, int) {
-    if (task < blocks)
-      sorted_.PackBlock(task, k, v, order);
+// Block `block` of a segment's slots.
+void SegmentKeys::PackSorted(const Segment& s, int64_t block, std::span<const int32_t> order) {
+  sorted_.PackRows(s.slot / kTileKeys + block, problem_.k.Head(0), problem_.v.Head(0),
+                   order.subspan(size_t(block * kTileKeys), size_t(kTileKeys)));
+}
+
+void SegmentKeys::Fill(Executor& executor, const Index& index, size_t stage, int64_t kv) {
+  if (options_.residual == Residual::kMoment) return FillMoments(executor, index, stage);
+  const std::vector<const Segment*>& segments = plan_.stages[stage].fill;
+  // Blocks of sorted keys and of residuals, segment by segment.
+  std::vector<int64_t> ends;
+  int64_t blocks = 0;
+  for (const Segment* s : segments) ends.push_back(blocks += (s->Slots() + s->ResidualSlots()) / kTileKeys);
+  executor.ParallelFor(int64_t(segments.size()),
+                       [&](int64_t i, int) { Draw(*segments[size_t(i)], kv, index.Order(*segments[size_t(i)])); });
+  executor.ParallelFor(blocks, [&](int64_t task, int) {
+    const auto i = size_t(std::upper_bound(ends.begin(), ends.end(), task) - ends.begin());
+    const Segment& s = *segments[i];
+    const int64_t block = task - (i > 0 ? ends[i - 1] : 0), sorted = s.Slots() / kTileKeys;
+    if (block < sorted)
+      PackSorted(s, block, index.Order(s));
     else
-      residual_.PackBlock(task - blocks, k, v, picks_);
+      residual_.PackBlock(s.residual_slot / kTileKeys + block - sorted, problem_.k.Head(0), problem_.v.Head(0), picks_);
   });
 }
 
 // A cell's keys are summed and packed one after the other, while they are in the cache.
-void LevelKeys::FillMoments(Executor& executor, const Index& index, size_t level) {
+void SegmentKeys::FillMoments(Executor& executor, const Index& index, size_t stage) {
   const RowsView k = problem_.k.Head(0), v = problem_.v.Head(0);
-  const std::span<const int32_t> order = index.Order(level);
-  const std::vector<Unit>& units = units_[level];
+  const std::vector<Unit>& units = units_[stage];
   executor.ParallelFor(int64_t(units.size()), [&](int64_t task, int) {
     const Segment& s = *units[size_t(task)].segment;
     const Range cells = units[size_t(task)].cells;
+    const std::span<const int32_t> order = index.Order(s);
+    const int64_t base = s.GlobalSlots();
     if (cells.first == 0)
-      for (int64_t slot = s.slot; slot < s.SortedSlot(); slot += kTileKeys)
-        sorted_.PackBlock(slot / kTileKeys, k, v, order);
+      for (int64_t block = 0; block < base / kTileKeys; ++block) PackSorted(s, block, order);
     int64_t packed = (cells.first * s.cell + kTileKeys - 1) / kTileKeys * kTileKeys;
     for (int64_t cell = cells.first; cell < cells.last; ++cell) {
       const int64_t first = cell * s.cell, last = std::min(first + s.cell, s.sorted());
-      AddCell(index, s, cell, order.subspan(size_t(s.SortedSlot() + first), size_t(last - first)), k, v);
-      for (; packed < last; packed += kTileKeys) sorted_.PackBlock((s.SortedSlot() + packed) / kTileKeys, k, v, order);
+      AddCell(index, s, cell, order.subspan(size_t(base + first), size_t(last - first)), k, v);
+      for (; packed < last; packed += kTileKeys) PackSorted(s, (base + packed) / kTileKeys, order);
     }
   });
-  const int64_t blocks = plan_.levels[level].residual_slots / kTileKeys;
-  const std::vector<Segment>& segments = plan_.levels[level].segments;
-  executor.ParallelFor(blocks + int64_t(segments.size()), [&](int64_t task, int) {
-    if (task < blocks)
-      residual_.PackBlock(task, RowsView(mean_keys_.View()), RowsView(mean_values_.View()));
-    else if (const Segment& s = segments[size_t(task - blocks)]; !s.exact)
-      Multiply(s);
+  const std::vector<const Segment*>& segments = plan_.stages[stage].fill;
+  executor.ParallelFor(int64_t(segments.size()), [&](int64_t task, int) {
+    const Segment& s = *segments[size_t(task)];
+    for (int64_t block = s.residual_slot / kTileKeys; block < (s.residual_slot + s.ResidualSlots()) / kTileKeys;
+         ++block)
+      residual_.PackBlock(block, RowsView(mean_keys_.View()), RowsView(mean_values_.View()));
+    Multiply(s);
   });
 }
 
-void LevelKeys::MeasureValues(Executor& executor) {
+void SegmentKeys::MeasureValues(Executor& executor) {
   if (options_.residual != Residual::kValues) return;
   constexpr int64_t kRows = 256;
   const RowsView v = problem_.v.Head(0);
@@ -141,8 +134,9 @@ void LevelKeys::MeasureValues(Executor& executor) {
 }
 
 // Samples of a segment, by rank in each half.
-void LevelKeys::Draw(const Segment& s, size_t level, size_t at, int64_t kv, std::span<const int32_t> order) {
-  const Stream random = Stream{options_.seed, kPurpose}.Sub(uint64_t(kv)).Sub(level).Sub(at);
+void SegmentKeys::Draw(const Segment& s, int64_t kv, std::span<const int32_t> order) {
+  const Stream random = Stream{options_.seed, kPurpose}.Sub(uint64_t(kv)).Sub(s.id);
+  order = order.subspan(size_t(s.GlobalSlots()));
   const int64_t m = s.sorted();
   const auto below = [&](uint64_t i, int64_t n) { return int64_t((uint64_t(random.U32(i)) * uint64_t(n)) >> 32); };
   std::vector<int32_t> halves[2];
@@ -151,8 +145,7 @@ void LevelKeys::Draw(const Segment& s, size_t level, size_t at, int64_t kv, std:
   if (options_.residual == Residual::kValues) {
     below_rank.resize(size_t(m + 1));
     for (int64_t r = 0; r < m; ++r)
-      below_rank[size_t(r + 1)] =
-          below_rank[size_t(r)] + double(value_squares_[size_t(order[size_t(s.SortedSlot() + r)])]);
+      below_rank[size_t(r + 1)] = below_rank[size_t(r)] + double(value_squares_[size_t(order[size_t(r)])]);
   }
   const auto probability = [&](int64_t rank) {
     const double all = below_rank.back(), alike = 1 / double(m);
@@ -173,7 +166,7 @@ void LevelKeys::Draw(const Segment& s, size_t level, size_t at, int64_t kv, std:
   }
   if (options_.residual == Residual::kSinks)
     for (int64_t rank = 0; rank < m; ++rank)
-      if (order[size_t(s.SortedSlot() + rank)] < s.keys.first + s.residuals) halves[0].push_back(int32_t(rank));
+      if (order[size_t(rank)] < s.keys.first + s.residuals) halves[0].push_back(int32_t(rank));
   for (int half = 0; half < 2; ++half) {
     if (half == 0 || s.halves)
       counts_[size_t(s.residual_slot + half * s.ResidualHalf()) / kTileKeys] = int64_t(halves[half].size());
@@ -182,7 +175,7 @@ void LevelKeys::Draw(const Segment& s, size_t level, size_t at, int64_t kv, std:
       const int32_t rank = halves[half][i];
       const auto slot = size_t(s.residual_slot + half * s.ResidualHalf()) + i;
       ranks_[slot] = rank;
-      picks_[slot] = order[size_t(s.SortedSlot() + rank)];
+      picks_[slot] = order[size_t(rank)];
       double weight = 1;
       if (options_.residual == Residual::kStratified)
         weight = double(std::min(s.cell, m - rank / s.cell * s.cell));
@@ -196,8 +189,8 @@ void LevelKeys::Draw(const Segment& s, size_t level, size_t at, int64_t kv, std:
 }
 
 // A virtual key: the mean of a cell. Some of its keys and values, less their means, go into the covariance.
-void LevelKeys::AddCell(const Index& index, const Segment& s, int64_t cell, std::span<const int32_t> members,
-                        const RowsView& k, const RowsView& v) {
+void SegmentKeys::AddCell(const Index& index, const Segment& s, int64_t cell, std::span<const int32_t> members,
+                          const RowsView& k, const RowsView& v) {
   const int64_t slot = s.residual_slot + cell, n = int64_t(members.size()), dim = k.dim, width = v.dim;
   float *const key = mean_keys_.Row(slot), *const value = mean_values_.Row(slot);
   std::fill_n(key, dim, 0.f), std::fill_n(value, width, 0.f);
@@ -209,7 +202,8 @@ void LevelKeys::AddCell(const Index& index, const Segment& s, int64_t cell, std:
   for (int64_t i = 0; i < dim; ++i) key[i] *= inverse, mean_square += double(key[i]) * double(key[i]);
   for (int64_t i = 0; i < width; ++i) value[i] *= inverse;
   cell_spread_[size_t(slot)] = float(std::max(0., squares / double(n) - mean_square) / double(dim));
-  residual_.SetLogWeight(slot, log_weights_[size_t(slot)] = std::log(float(n)));
+  residual_.SetLogWeight(slot, std::log(float(n)));
+  log_weights_[size_t(slot)] = std::log2(float(n));
   residual_.SetFactor(slot, cell_spread_[size_t(slot)]);
   const int64_t each = s.covariance_rows / s.residuals;
   for (int64_t t = 0; t < each; ++t) {
@@ -225,7 +219,7 @@ void LevelKeys::AddCell(const Index& index, const Segment& s, int64_t cell, std:
   }
 }
 
-void LevelKeys::Multiply(const Segment& s) {
+void SegmentKeys::Multiply(const Segment& s) {
   linalg::Gemm(true, false, 1 / float(s.covariance_rows), centred_keys_.View().Rows(s.covariance_at, s.covariance_rows),
                centred_values_.View().Rows(s.covariance_at, s.covariance_rows), 0, covariances_[s.id].View());
   double sum = 0;
