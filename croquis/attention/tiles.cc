@@ -98,6 +98,7 @@ void QueryTile::Load(const RowsView& q, int64_t rows, float scale, std::span<con
   const float exponent = scale * kLog2E,
               factor = layout_.type == TileType::kF32 ? exponent : float((scale > 0) - (scale < 0));
   scale_ = layout_.type == TileType::kF32 || scale == 0 ? 1 : std::abs(exponent);
+  query_factor_ = factor;
   kernels_->pack_queries(layout_, q.type, q.data, q.stride, index.empty() ? nullptr : index.data(), rows, factor,
                          queries_.data());
   std::fill(row_factor_.begin(), row_factor_.end(), 0.f);
@@ -177,6 +178,14 @@ void QueryTile::Run(std::span<const simd::TileRange> ranges) {
 void QueryTile::Resume(int64_t row, float max2, float mass, std::span<const float> sums) {
   max_[size_t(row)] = max2, mass_[size_t(row)] = mass;
   std::copy(sums.begin(), sums.end(), sums_.Row(row));
+}
+
+void QueryTile::AddProducts(const KeySet& matrix, std::span<const float> weights) {
+  CROQUIS_DCHECK(matrix.keys_ == layout_.dim && int64_t(weights.size()) >= rows_);
+  weights_.assign(weights.begin(), weights.begin() + rows_);
+  for (float& x : weights_) x = query_factor_ == 0 ? 0 : x / query_factor_;
+  kernels_->add_products(
+      {layout_, queries_.data(), rows_, matrix.Values(0), weights_.data(), sums_.View(), scratch_.data()});
 }
 
 Partial QueryTile::State(int64_t row) {

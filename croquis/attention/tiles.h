@@ -91,6 +91,10 @@ class QueryTile {
   // Takes in several ranges one after the other, for less than as many calls would cost.
   void Attend(std::span<const KeyRange> ranges);
 
+  // Adds weights[r] sum_i q_i v_i to the sums of row r, with q its query in the precision of the tile and v_i the
+  // values of slot i of a set of `dim` slots, whose keys do not matter. A step along a matrix.
+  void AddProducts(const KeySet& matrix, std::span<const float> weights);
+
   // The state of a row; `a` stays the tile's. Valid until the next Load or Attend.
   Partial State(int64_t row);
   // Forgets what has been taken in, keeps the queries.
@@ -112,10 +116,10 @@ class QueryTile {
   simd::TileLayout layout_;
   const simd::TileKernels* kernels_;
   int64_t rows_ = 0;
-  float scale_ = 1;
+  float scale_ = 1, query_factor_ = 1;  // of products; of packed queries
   Buffer queries_, scratch_;
   Matrix<float> sums_;
-  std::vector<float> max_, mass_, row_factor_;
+  std::vector<float> max_, mass_, row_factor_, weights_;
   std::vector<simd::TileRange> ranges_;
   std::vector<int32_t> first_, last_;  // of the rows of each range
 };

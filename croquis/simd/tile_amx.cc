@@ -147,6 +147,7 @@ struct Scratch {
   Rows rows;
   alignas(64) float logits[kStepRows][kTileKeys];  // weights take their places
 };
+static_assert(kStepRows * 2 == kTileKeys);  // products of half as many columns for twice as many rows
 
 // Rows [begin, end) of the tile against keys [first, last) of a range, which are whole blocks.
 void AttendRows(const TileCall& c, const TileRange& range, Softmax& softmax, Scratch& scratch, int64_t begin,
@@ -205,13 +206,27 @@ void Attend(const TileCall& c) {
   softmax.Finish();
 }
 
+void AddProducts(const TileProducts& c) {
+  constexpr int64_t kColumns = kStepRows;  // of products that take the place of a step's logits
+  const TileSetup setup;
+  const Sizes<TileType::kBf16> sizes(c.layout);
+  float* const products = reinterpret_cast<Scratch*>(c.scratch)->logits[0];
+  for (int64_t i = 0; i < sizes.value_width; i += kColumns) {
+    const int64_t n = Min(kColumns, sizes.value_width - i);
+    Multiply<0, false>({c.queries, sizes.units * 4, c.matrix + i * 4, sizes.value_width * 4, (std::byte*)products,
+                        kColumns * 4, (c.rows + kTile - 1) / kTile, n / kTile, sizes.units / kTile});
+    AddWeighted(products, kColumns, c.rows, n, c.weights, c.sums.data + i, c.sums.stride);
+  }
+}
+
 size_t ScratchBytes(const TileLayout&) { return sizeof(Scratch); }
 
 }  // namespace
 
 const TileKernels& TilesAmx() {
   static constexpr TileKernels kKernels = {
-      "amx-bf16", Target::kAmx, PackBlock<TileType::kBf16>, PackQueries<TileType::kBf16>, Attend, ScratchBytes};
+      "amx-bf16",  Target::kAmx, PackBlock<TileType::kBf16>, PackQueries<TileType::kBf16>, Attend,
+      AddProducts, ScratchBytes};
   return kKernels;
 }
 

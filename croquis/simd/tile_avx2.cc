@@ -14,11 +14,20 @@ namespace {
 }  // namespace
 
 const TileKernels& TilesAvx2(TileType type) {
-  static constexpr TileKernels kF32 = {
-      "avx2",      Target::kAvx2, PackBlock<TileType::kF32>, PackQueries<TileType::kF32>, Attend<TileType::kF32>,
-      ScratchBytes};
-  static constexpr TileKernels kBf16 = {
-      "avx2", Target::kAvx2, PackBlock<TileType::kBf16>, PackQueries<TileType::kBf16>, AttendWidened, WidenedBytes};
+  static constexpr TileKernels kF32 = {"avx2",
+                                       Target::kAvx2,
+                                       PackBlock<TileType::kF32>,
+                                       PackQueries<TileType::kF32>,
+                                       Attend<TileType::kF32>,
+                                       AddProducts<TileType::kF32>,
+                                       ScratchBytes};
+  static constexpr TileKernels kBf16 = {"avx2",
+                                        Target::kAvx2,
+                                        PackBlock<TileType::kBf16>,
+                                        PackQueries<TileType::kBf16>,
+                                        AttendWidened,
+                                        AddProductsWidened,
+                                        WidenedBytes};
   return type == TileType::kF32 ? kF32 : kBf16;
 }
 

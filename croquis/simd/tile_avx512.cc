@@ -14,14 +14,23 @@ namespace {
 }  // namespace
 
 const TileKernels& TilesAvx512(TileType type, bool pairs) {
-  static constexpr TileKernels kF32 = {
-      "avx512",    Target::kAvx512, PackBlock<TileType::kF32>, PackQueries<TileType::kF32>, Attend<TileType::kF32>,
-      ScratchBytes};
+  static constexpr TileKernels kF32 = {"avx512",
+                                       Target::kAvx512,
+                                       PackBlock<TileType::kF32>,
+                                       PackQueries<TileType::kF32>,
+                                       Attend<TileType::kF32>,
+                                       AddProducts<TileType::kF32>,
+                                       ScratchBytes};
   static constexpr TileKernels kBf16 = {
-      "avx512", Target::kAvx512, PackBlock<TileType::kBf16>, PackQueries<TileType::kBf16>, AttendWidened, WidenedBytes};
-  static constexpr TileKernels kPairs = {
-      "avx512-bf16",           Target::kAvx512, PackBlock<TileType::kBf16>, PackQueries<TileType::kBf16>,
-      Attend<TileType::kBf16>, ScratchBytes};
+      "avx512",           Target::kAvx512, PackBlock<TileType::kBf16>, PackQueries<TileType::kBf16>, AttendWidened,
+      AddProductsWidened, WidenedBytes};
+  static constexpr TileKernels kPairs = {"avx512-bf16",
+                                         Target::kAvx512,
+                                         PackBlock<TileType::kBf16>,
+                                         PackQueries<TileType::kBf16>,
+                                         Attend<TileType::kBf16>,
+                                         AddProducts<TileType::kBf16>,
+                                         ScratchBytes};
   return type == TileType::kF32 ? kF32 : pairs ? kPairs : kBf16;
 }
 

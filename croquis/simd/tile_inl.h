@@ -143,6 +143,17 @@ void PackQueries(const TileLayout& l, RowType type, const std::byte* q, int64_t 
   });
 }
 
+// ---- products with a matrix ----
+
+// sums[r] += weights[r] from[r], n numbers a row, n a multiple of 16.
+inline void AddWeighted(const float* from, int64_t stride, int64_t rows, int64_t n, const float* weights, float* sums,
+                        int64_t sums_stride) {
+  for (int64_t r = 0; r < rows; ++r, from += stride, sums += sums_stride) {
+    const F weight = V::Set(weights[r]);
+    for (int64_t i = 0; i < n; i += kW) V::Store(sums + i, V::Fma(weight, V::Load(from + i), V::Load(sums + i)));
+  }
+}
+
 // ---- softmax ----
 
 // Results below the normal numbers are zeros for as long as this lives: weights of keys far below the maximum would be

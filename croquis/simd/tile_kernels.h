@@ -66,6 +66,18 @@ struct TileCall : TileRange {
   std::byte* scratch = nullptr;  // scratch_bytes(layout), 64-byte aligned
 };
 
+// One call of TileKernels::add_products: sums[r] += weights[r] sum_i x_i row_i, x the r-th packed query and row_i the
+// rows of a [dim, value_dim] matrix, which are packed like values: 64 a block, ceil(dim / 64) blocks.
+struct TileProducts {
+  TileLayout layout;
+  const std::byte* queries = nullptr;
+  int64_t rows = 0;
+  const std::byte* matrix = nullptr;
+  const float* weights = nullptr;
+  MatView<float> sums;
+  std::byte* scratch = nullptr;
+};
+
 struct TileKernels {
   std::string_view name;  // "avx512", "amx-bf16"
   Target target;
@@ -78,6 +90,7 @@ struct TileKernels {
   void (*pack_queries)(const TileLayout& layout, RowType type, const std::byte* q, int64_t stride, const int32_t* index,
                        int64_t rows, float factor, std::byte* queries);
   void (*attend)(const TileCall& call);
+  void (*add_products)(const TileProducts& call);
   size_t (*scratch_bytes)(const TileLayout& layout);
 };
 

@@ -220,6 +220,46 @@ TEST(TileKernels, AttendEqualsThePortableForm) {
   }
 }
 
+TEST(TileKernels, ProductsWithAMatrix) {
+  for (const TileType type : {TileType::kF32, TileType::kBf16})
+    for (const auto& [dim, value_dim] : kDims)
+      for (const int64_t rows : {1, 23, 64}) {
+        const TileLayout layout{type, dim, value_dim};
+        const Rows q(RowType::kF32, rows, dim, 1, 6), matrix(RowType::kF32, dim, value_dim, 1, 7);
+        std::vector<float> weights;
+        for (int64_t r = 0; r < rows; ++r) weights.push_back(float(r % 5) - 2);
+        std::vector<const TileKernels*> all = Kernels(type);
+        all.insert(all.begin(), &TilesScalar(type));
+        Matrix<float> want;
+        for (const TileKernels* kernels : all) {
+          SCOPED_TRACE(Where(*kernels, type, rows, 0, dim, value_dim));
+          const int64_t blocks = (dim + kTileKeys - 1) / kTileKeys;
+          Buffer packed(size_t(blocks) * layout.ValueBlockBytes()),
+              unused(TileLayout{type, 1, value_dim}.KeyBlockBytes()), queries(layout.QueryBytes()),
+              scratch(kernels->scratch_bytes(layout));
+          for (int64_t b = 0; b < blocks; ++b) {
+            const std::byte* from = matrix.data() + b * kTileKeys * value_dim * 4;
+            kernels->pack_block({type, 1, value_dim}, RowType::kF32, from, value_dim, from, value_dim, nullptr,
+                                std::min(kTileKeys, dim - b * kTileKeys), unused.data(),
+                                packed.data() + size_t(b) * layout.ValueBlockBytes());
+          }
+          kernels->pack_queries(layout, RowType::kF32, q.data(), dim, nullptr, rows, 1, queries.data());
+          Matrix<float> sums(kTileRows, layout.PaddedValueDim());
+          std::fill_n(sums.data(), kTileRows * sums.cols(), 3.f);
+          kernels->add_products(
+              {layout, queries.data(), rows, packed.data(), weights.data(), sums.View(), scratch.data()});
+          if (kernels == all[0]) {
+            want = std::move(sums);
+            continue;
+          }
+          for (int64_t r = 0; r < rows; ++r)
+            for (int64_t i = 0; i < value_dim; ++i)
+              ASSERT_NEAR(sums.Row(r)[i], want.Row(r)[i], 1e-5 * double(dim)) << r << " " << i;
+          for (int64_t i = 0; rows < kTileRows && i < value_dim; ++i) EXPECT_EQ(sums.Row(rows)[i], 3);
+        }
+      }
+}
+
 // The largest logits come late and are far above the others: references move, and far keys get weights of zero.
 TEST(TileKernels, HugeLogits) {
   for (const TileType type : {TileType::kF32, TileType::kBf16})

@@ -123,6 +123,27 @@ void Attend(const TileCall& c) {
 
 size_t ScratchBytes(const TileLayout&) { return sizeof(Scratch); }
 
+// Columns [i, i + n) of the products, 64 at a time.
+template <TileType T, class Fn>
+[[gnu::always_inline]] inline void EachColumns(const TileProducts& c, Scratch& scratch, const Fn& multiply) {
+  const int64_t width = Sizes<T>(c.layout).value_width;
+  float* const products = scratch.logits[0];
+  for (int64_t i = 0; i < width; i += kTileKeys) {
+    const int64_t n = Min(kTileKeys, width - i);
+    multiply(i, n, products);
+    AddWeighted(products, kTileKeys, c.rows, n, c.weights, c.sums.data + i, c.sums.stride);
+  }
+}
+
+template <TileType T>
+void AddProducts(const TileProducts& c) {
+  const Sizes<T> sizes(c.layout);
+  EachColumns<T>(c, *reinterpret_cast<Scratch*>(c.scratch), [&](int64_t i, int64_t n, float* products) {
+    Multiply<T>({(const uint32_t*)c.queries, sizes.units, (const uint32_t*)c.matrix + i, sizes.value_width, products,
+                 kTileKeys, c.rows, n, sizes.units, false});
+  });
+}
+
 // ---- bf16 tiles in f32 arithmetic: a block is widened once for all rows ----
 
 // Rows of n pairs, to = both rows of numbers.
@@ -138,6 +159,21 @@ inline void Widen(const uint32_t* from, int64_t n, float* low, float* high) {
 size_t WidenedBytes(const TileLayout& l) {
   const Sizes<TileType::kBf16> sizes(l);
   return sizeof(Scratch) + size_t(2 * kTileKeys * (2 * sizes.units) + kTileKeys * sizes.value_width) * 4;
+}
+
+void AddProductsWidened(const TileProducts& c) {
+  const Sizes<TileType::kBf16> sizes(c.layout);
+  const int64_t dim = 2 * sizes.units;
+  float *const queries = (float*)(c.scratch + sizeof(Scratch)), *const columns = queries + kTileRows * dim;
+  for (int64_t i = 0; i < kTileRows * dim; i += kW)
+    V::Store(queries + i, V::Numbers<RowType::kBf16>(c.queries + 2 * i));
+  EachColumns<TileType::kBf16>(c, *reinterpret_cast<Scratch*>(c.scratch), [&](int64_t i, int64_t n, float* products) {
+    const auto* from = (const uint32_t*)c.matrix + i;
+    for (int64_t u = 0; u < sizes.units; ++u, from += sizes.value_width)
+      Widen(from, n, columns + 2 * u * kTileKeys, columns + (2 * u + 1) * kTileKeys);
+    Multiply<TileType::kF32>({(const uint32_t*)queries, dim, (const uint32_t*)columns, kTileKeys, products, kTileKeys,
+                              c.rows, n, dim, false});
+  });
 }
 
 void AttendWidened(const TileCall& c) {

@@ -96,12 +96,23 @@ void Attend(const TileCall& c) {
   for (int64_t i = 0; i < c.more_ranges; ++i) AttendRange(c, c.more[i]);
 }
 
+void AddProducts(const TileProducts& c) {
+  const TileLayout& l = c.layout;
+  for (int64_t r = 0; r < c.rows; ++r)
+    for (int64_t i = 0; i < l.dim; ++i) {
+      const float x = c.weights[r] * Get(l.type, c.queries, r * l.PaddedDim() + i);
+      const std::byte* rows = c.matrix + size_t(i / kTileKeys) * l.ValueBlockBytes();
+      for (int64_t j = 0; j < l.value_dim; ++j) c.sums.Row(r)[j] += x * Get(l.type, rows, ValueAt(l, i % kTileKeys, j));
+    }
+}
+
 size_t ScratchBytes(const TileLayout&) { return kTileKeys * sizeof(float); }
 
 }  // namespace
 
 const TileKernels& TilesScalar(TileType) {
-  static constexpr TileKernels kKernels = {"scalar", Target::kScalar, PackBlock, PackQueries, Attend, ScratchBytes};
+  static constexpr TileKernels kKernels = {"scalar", Target::kScalar, PackBlock,   PackQueries,
+                                           Attend,   AddProducts,     ScratchBytes};
   return kKernels;
 }
 

@@ -72,7 +72,7 @@ Engine::Engine(Executor& executor, const Problem& problem, const Output& output,
         EachTile(leaf.rows, [&](int64_t first, int64_t n) { tiles.leaves.push_back({&leaf, g, first, n}); });
   }
   if (moment())
-    for (Slope& slope : slopes_) slope.covariance = Matrix<float>(problem.k.dim, problem.v.dim);
+    for (Slope& slope : slopes_) slope.covariance = KeySet(type, problem.k.dim, 1, problem.v.dim);
   for (int i = 0; i < executor.threads(); ++i) workers_.emplace_back(type, problem.k.dim, problem.v.dim);
   const auto states = size_t(group * problem.q.rows);
   max_.resize(states), mass_.resize(states), deviation_.resize(states);
@@ -81,10 +81,10 @@ Engine::Engine(Executor& executor, const Problem& problem, const Output& output,
 
 Engine::Worker::Worker(TileType type, int64_t dim, int64_t value_dim)
     : tile(type, dim, value_dim),
-      queries(size_t(kTileRows * dim)),
-      steps(size_t(kTileRows * value_dim)),
-      before(steps.size()),
-      between(steps.size()),
+      covariance(dim, value_dim),
+      steps(kTileRows),
+      before(size_t(kTileRows * value_dim)),
+      between(before.size()),
       before_m(kTileRows),
       before_l(kTileRows),
       between_m(kTileRows),
@@ -94,7 +94,7 @@ Engine::Worker::Worker(TileType type, int64_t dim, int64_t value_dim)
 int64_t Engine::Bytes(const Problem& p, const Plan& plan, TileType type) {
   return Index::Bytes(p, plan) + SegmentKeys::Bytes(type, p, plan) +
          (NeedsKeysInOrder(p, plan) ? int64_t(KeySet::Bytes(type, p.k.rows, p.k.dim, p.v.dim)) : 0) +
-         4 * int64_t(plan.groups) * p.k.dim * p.v.dim + 16 * p.Group() * p.q.rows;
+         int64_t(plan.groups * KeySet::Bytes(type, p.k.dim, 1, p.v.dim)) + 16 * p.Group() * p.q.rows;
 }
 
 void Engine::TakeHead(int64_t kv) {
@@ -139,7 +139,8 @@ void Engine::RunStage(int64_t kv, size_t stage) {
   for (size_t pass = 0; pass < tiles.passes.size(); ++pass) {
     if (moment()) {
       const std::vector<Group>& groups = plan_.stages[stage].passes[pass];
-      executor_.ParallelFor(int64_t(groups.size()), [&](int64_t i, int) { MakeSlope(groups[size_t(i)]); });
+      executor_.ParallelFor(int64_t(groups.size()),
+                            [&](int64_t i, int worker) { MakeSlope(groups[size_t(i)], workers_[size_t(worker)]); });
     }
     // Rows lie scattered: while a tile is worked on, the next one's are fetched.
     constexpr int64_t kRun = 4;

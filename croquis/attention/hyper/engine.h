@@ -35,8 +35,9 @@ class Engine {
     std::vector<Range> visible;    // what `ranges` refer to
     std::vector<float> weights, factors;
     size_t visible_used = 0, weights_used = 0;
-    std::vector<float> queries, steps;  // [64, dim], [64, value_dim]
-    std::vector<float> shares;          // of each row: the mass that cells gave, relative to 2^reference
+    Matrix<float> covariance;   // of a group
+    std::vector<float> steps;   // of each row
+    std::vector<float> shares;  // of each row: the mass that cells gave, relative to 2^reference
     // States of a tile before residuals and between the halves of samples.
     std::vector<float> before, between, before_m, before_l, between_m, between_l;
     std::vector<float> reference;  // of each row, base 2: what its deviations are relative to
@@ -44,7 +45,7 @@ class Engine {
   };
   // What the rows of a group step along, where steps are cut, and the mean spread of a cell.
   struct Slope {
-    Matrix<float> covariance;
+    KeySet covariance;  // its rows as values
     double spread = 0, entropy = 0;
   };
   struct GroupTile {
@@ -67,7 +68,7 @@ class Engine {
   void Keep(int64_t g, int64_t row, int64_t at, Worker& w);
 
   // group_tiles.cc
-  void MakeSlope(const Group& group);
+  void MakeSlope(const Group& group, Worker& w);
   void RunTile(const GroupTile& t, int64_t kv, Worker& w);
   void Fetch(const GroupTile& t, int64_t kv) const;
   void Windows(const GroupTile& t, const Segment& s, std::span<Range> windows) const;

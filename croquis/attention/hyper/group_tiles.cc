@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "croquis/attention/hyper/engine.h"
-#include "croquis/simd/dense_kernels.h"
 #include "croquis/simd/row_kernels.h"
 
 namespace croquis::attention::hyper {
@@ -231,12 +230,12 @@ void Engine::AddShares(const GroupTile& t, std::span<const int32_t> rows, Worker
 // To first order the mean value of a cell, seen by q, is v_c + scale C q with C the covariance of values and keys
 // within it. C is taken over all cells of a segment, and over all segments of a group, by their lengths, so that one
 // step a row does, as long as its mass from cells.
-void Engine::MakeSlope(const Group& group) {
+void Engine::MakeSlope(const Group& group, Worker& w) {
   Slope& slope = slopes_[group.id];
   double keys = 0, cells = 0;
   for (const Segment* s : group.segments) keys += double(s->keys.size()), cells += double(s->residuals);
   const int64_t n = problem_.k.dim * problem_.v.dim;
-  float* const to = slope.covariance.data();
+  float* const to = w.covariance.data();
   std::fill_n(to, n, 0.f);
   slope.spread = 0, slope.entropy = std::log(std::max(1., keys / cells));
   for (const Segment* s : group.segments) {
@@ -244,26 +243,24 @@ void Engine::MakeSlope(const Group& group) {
     simd::RowLoops().add_scaled(segment_keys_.Covariance(*s).data, n, part, 1, to);
     slope.spread += double(part) * double(segment_keys_.Spread(*s));
   }
+  const RowsView rows{w.covariance.View()};
+  for (int64_t block = 0; block < slope.covariance.blocks(); ++block) slope.covariance.PackBlock(block, rows, rows);
 }
 
 void Engine::Step(const GroupTile& t, std::span<const int32_t> rows, Worker& w) const {
-  const int64_t dim = problem_.k.dim, width = problem_.v.dim;
   const Slope& slope = slopes_[t.group->id];
-  const RowsView q = head_.q.Head(t.g);
-  simd::RowLoops().widen(q.type, q.data, q.stride, rows.data(), t.rows, dim, w.queries.data());
-  std::fill_n(w.steps.begin(), t.rows * width, 0.f);
-  simd::Dense().small_gemm(w.queries.data(), dim, slope.covariance.data(), width, w.steps.data(), width, t.rows, width,
-                           dim);
+  const double square = double(problem_.scale) * double(problem_.scale) * slope.spread;
   for (int64_t r = 0; r < t.rows; ++r) {
+    float& step = w.steps[size_t(r)];
+    step = 0;
     if (w.shares[size_t(r)] <= 0) continue;
     // Beyond s^2 = 2 ln n (see RowFactors) the largest term of a cell rules, and the step is cut there.
-    const double variance =
-        double(problem_.scale) * double(problem_.scale) * double(index_.RowSquare(t.g, rows[size_t(r)])) * slope.spread;
+    const double variance = square * double(index_.RowSquare(t.g, rows[size_t(r)]));
     const double cut = variance <= 2 * slope.entropy ? 1 : std::sqrt(2 * slope.entropy / variance);
     const float age = std::exp2(w.reference[size_t(r)] - w.tile.Max2(r));
-    simd::RowLoops().add_scaled(w.steps.data() + r * width, width,
-                                w.shares[size_t(r)] * age * problem_.scale * float(cut), 1, w.tile.Sums(r).data());
+    step = w.shares[size_t(r)] * age * problem_.scale * float(cut);
   }
+  w.tile.AddProducts(slope.covariance, w.steps);
 }
 
 void Engine::KeepState(Worker& w, int64_t rows, std::vector<float>& m, std::vector<float>& l,
