@@ -75,34 +75,8 @@ struct V : VectorAvx2 {
       if (i < n) StoreI(out + i * stride, Bits(numbers[i]));
   }
 
-  // c += a b in integers: four products of unsigned by signed bytes, or two of 16 bits. With AVX-VNNI as statements,
-  // because g++ 12 copies the sum of the intrinsic before each of them; otherwise bytes are widened: vpmaddubsw
-  // saturates.
-  static void Dot8(I& c, I a, I b) {
-#if defined(__AVXVNNI__)
-    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(c) : "x"(a), "x"(b));
-#else
-    const I low = _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8), high = _mm256_srai_epi16(b, 8);
-    const I even = _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(255)), low);
-    c = _mm256_add_epi32(c, _mm256_add_epi32(even, _mm256_madd_epi16(_mm256_srli_epi16(a, 8), high)));
-#endif
-  }
-  static void Dot16(I& c, I a, I b) {
-#if defined(__AVXVNNI__)
-    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(c) : "x"(a), "x"(b));
-#else
-    c = _mm256_add_epi32(c, _mm256_madd_epi16(a, b));
-#endif
-  }
   static I AddI(I a, I b) { return _mm256_add_epi32(a, b); }
   static F ToFloat(I x) { return _mm256_cvtepi32_ps(x); }
   static I ToInt(F x) { return _mm256_cvtps_epi32(x); }
   static I SpreadI(const uint32_t* p) { return _mm256_castps_si256(Spread(p)); }
-  // The low bytes of the lanes.
-  static void StoreLowBytes(uint8_t* p, I x) {
-    const I words = _mm256_packus_epi32(x, x), bytes = _mm256_packus_epi16(words, words);
-    const int lo = _mm256_extract_epi32(bytes, 0), hi = _mm256_extract_epi32(bytes, 4);
-    __builtin_memcpy(p, &lo, 4);
-    __builtin_memcpy(p + 4, &hi, 4);
-  }
 };

@@ -65,14 +65,8 @@ struct V : VectorAvx512 {
       if (i < n) StoreI(out + i * stride, Bits(numbers[i]));
   }
 
-  // c += a b in integers: four products of unsigned by signed bytes, or two of 16 bits. As statements, because g++ 12
-  // copies the sum of the intrinsic before each of them.
-  static void Dot8(I& c, I a, I b) { asm("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b)); }
-  static void Dot16(I& c, I a, I b) { asm("vpdpwssd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b)); }
   static I AddI(I a, I b) { return _mm512_add_epi32(a, b); }
   static F ToFloat(I x) { return _mm512_cvtepi32_ps(x); }
   static I ToInt(F x) { return _mm512_cvtps_epi32(x); }
   static I SpreadI(const uint32_t* p) { return _mm512_castps_si512(Spread(p)); }
-  // The low bytes of the lanes.
-  static void StoreLowBytes(uint8_t* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(x)); }
 };

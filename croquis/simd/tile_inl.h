@@ -317,31 +317,16 @@ class Softmax {
     }
   }
 
-  // Logits [64] of a row become weights of 16 or 8 bits, relative to the block's own largest logit: weight * levels,
-  // rounded. Returns what a unit of them is worth in the row's sums; the mass takes in the rounded weights.
-  template <bool kBytes>
-  [[gnu::always_inline]] float Quantise(int64_t row, int64_t block, bool prepare, float* s, std::byte* weights) {
-    constexpr float kLevels = kBytes ? 255 : 4095;
-    if (prepare) Prepare(row, block, s);
-    const float top = V::MaxOf(TopOf(s));
-    if (top <= kMasked / 2) {
-      __builtin_memset(weights, 0, kTileKeys * (kBytes ? 1 : 2));
-      return 0;
+  // The reference of a row follows a logit above its limit.
+  [[gnu::noinline]] void Grow(int64_t row, float top) {
+    if (!(top > rows_.limit[row])) return;
+    const float reference = __builtin_ceilf(top), old = rows_.reference[row];
+    if (rows_.seen[row]) {
+      const float factor = PowerOfTwo(old - reference);
+      V::Store(rows_.mass[row], V::Mul(V::Load(rows_.mass[row]), V::Set(factor)));
+      ScaleSums(row, factor);
     }
-    if (top > rows_.limit[row]) Grow(row, top);
-    const float local = __builtin_ceilf(top), unit = PowerOfTwo(local - rows_.reference[row]) / kLevels;
-    I sum = V::ZeroI();
-#pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) {
-      const I w = V::ToInt(V::Mul(Weight<true>(V::Load(s + j * kW), V::Set(1), V::Set(local)), V::Set(kLevels)));
-      sum = V::AddI(sum, w);
-      if constexpr (kBytes)
-        V::StoreLowBytes((uint8_t*)weights + j * kW, w);
-      else
-        V::StoreLowHalves((uint16_t*)weights + j * kW, w);
-    }
-    V::Store(rows_.mass[row], V::Fma(V::ToFloat(sum), V::Set(unit), V::Load(rows_.mass[row])));
-    return unit;
+    SetReference(row, reference);
   }
 
  private:
@@ -368,16 +353,6 @@ class Softmax {
       if (!all) x = V::Within(x, first - j * kW, last - j * kW);
       V::Store(s + j * kW, x);
     }
-  }
-  [[gnu::noinline]] void Grow(int64_t row, float top) {
-    if (!(top > rows_.limit[row])) return;
-    const float reference = __builtin_ceilf(top), old = rows_.reference[row];
-    if (rows_.seen[row]) {
-      const float factor = PowerOfTwo(old - reference);
-      V::Store(rows_.mass[row], V::Mul(V::Load(rows_.mass[row]), V::Set(factor)));
-      ScaleSums(row, factor);
-    }
-    SetReference(row, reference);
   }
   void ScaleSums(int64_t row, float factor) {
     float* const sums = c_.sums.data + row * c_.sums.stride;

@@ -9,12 +9,13 @@ namespace {
 
 #include "croquis/simd/tile_avx2.h"
 #include "croquis/simd/tile_inl.h"
+#include "croquis/simd/tile_quantised_avx2.h"
 #include "croquis/simd/tile_quantised_inl.h"
 
 }  // namespace
 
 const QuantisedKernels& QuantisedAvx2() {
-  static constexpr QuantisedKernels kKernels = {"avx2", Target::kAvx2, AttendQuantisedEither};
+  static constexpr QuantisedKernels kKernels = {"avx2", Target::kAvx2, Q::kWide, RoundRow, PackValues, AttendQuantised};
   return kKernels;
 }
 

@@ -9,12 +9,14 @@ namespace {
 
 #include "croquis/simd/tile_avx512.h"
 #include "croquis/simd/tile_inl.h"
+#include "croquis/simd/tile_quantised_avx512.h"
 #include "croquis/simd/tile_quantised_inl.h"
 
 }  // namespace
 
 const QuantisedKernels& QuantisedAvx512() {
-  static constexpr QuantisedKernels kKernels = {"avx512", Target::kAvx512, AttendQuantisedEither};
+  static constexpr QuantisedKernels kKernels = {"avx512", Target::kAvx512, Q::kWide,
+                                                RoundRow, PackValues,      AttendQuantised};
   return kKernels;
 }
 

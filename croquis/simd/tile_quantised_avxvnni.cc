@@ -9,12 +9,14 @@ namespace {
 
 #include "croquis/simd/tile_avx2.h"
 #include "croquis/simd/tile_inl.h"
+#include "croquis/simd/tile_quantised_avx2.h"
 #include "croquis/simd/tile_quantised_inl.h"
 
 }  // namespace
 
 const QuantisedKernels& QuantisedAvxVnni() {
-  static constexpr QuantisedKernels kKernels = {"avxvnni", Target::kAvxVnni, AttendQuantisedEither};
+  static constexpr QuantisedKernels kKernels = {"avxvnni", Target::kAvxVnni, Q::kWide,
+                                                RoundRow,  PackValues,       AttendQuantised};
   return kKernels;
 }
 

@@ -17,6 +17,13 @@ struct Options {
   bool smooth_k = true;  // the mean key is taken off all keys
   bool smooth_q = true;  // a tile's mean query is taken off its queries
   bool narrow_values = false;
+  bool wide_keys = false;  // queries and keys in 16 bits, as QuantisedKernels::wide asks for
+
+  // The largest integer of queries and keys: 16-bit ones keep three bits more, as long as sums over dim fit 32 bits.
+  int Most(int64_t dim) const;
+  simd::QuantisedLayout Layout(int64_t dim, int64_t value_dim) const {
+    return {dim, value_dim, wide_keys, narrow_values};
+  }
 };
 
 // Keys and values of one kv head.
@@ -27,18 +34,19 @@ class QuantisedSet {
   static size_t Bytes(const Options& options, int64_t keys, int64_t dim, int64_t value_dim);
 
   int64_t blocks() const { return blocks_; }
-  // First the means and the values' scales, then the blocks, also from different threads.
+  // First the means, then the blocks, also from different threads.
   void Prepare(const RowsView& k, const RowsView& v);
   void PackBlock(int64_t block, const RowsView& k, const RowsView& v);
 
+  int most() const { return options_.Most(layout_.dim); }  // of queries and keys
   const simd::QuantisedLayout& layout() const { return layout_; }
   const std::byte* keys() const { return packed_.data(); }
   const std::byte* values() const { return packed_.data() + size_t(blocks_) * layout_.KeyBlockBytes(); }
   const float* key_scale() const { return scale_.data(); }
   const int32_t* key_offset() const { return offset_.data(); }
-  std::span<const float> mean() const { return mean_; }  // of the keys; zeros without smooth_k
-  // What a unit of the sums is worth in each channel, and what is added to answers (the mean value).
-  std::span<const float> value_scale() const { return value_scale_; }
+  std::span<const float> mean() const { return mean_; }             // of the keys; zeros without smooth_k
+  const float* value_scale() const { return value_scale_.data(); }  // [blocks, Width()]
+  // What is added to answers: the mean value.
   std::span<const float> value_mean() const { return value_mean_; }
 
  private:
@@ -49,8 +57,5 @@ class QuantisedSet {
   std::vector<float> scale_, mean_, value_scale_, value_mean_;
   std::vector<int32_t> offset_;
 };
-
-// x [n] as integers up to `most` in magnitude: returns the scale, 0 for zeros.
-float Quantise(std::span<const float> x, int most, int8_t* out);
 
 }  // namespace croquis::attention::sage

@@ -2,6 +2,7 @@
 // bits with a scale for each token, weights and values to 12 or 8 bits.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <numbers>
 #include <string>
@@ -26,7 +27,8 @@ const ParamInfo kParams[] = {
     {"smooth_q", "on", 0, 0, "on|off",
      "take a tile's mean query off its queries; what that leaves out is added in f32"},
     {"pv", "auto", 0, 0, "auto|int16|int8",
-     "the second product: weights of 12 bits and values of 13 in 16-bit products, or of 8 both; auto: int16"},
+     "the second product: weights of 12 bits and values of 13 in 16-bit products, or of 8 both; auto: int16, "
+     "but int8 with AVX2"},
 };
 
 constexpr int64_t kTaskTiles = 8;                   // of a task, at most
@@ -36,8 +38,8 @@ constexpr float kLog2E = std::numbers::log2e_v<float>;
 
 // Up to 64 query rows and their state.
 struct Tile {
-  Tile(int64_t units, int64_t width) : queries(kTileRows, units * 4), sums(kTileRows, width) {}
-  Matrix<uint8_t> queries;
+  explicit Tile(const simd::QuantisedLayout& l) : queries(kTileRows, l.Units() * 4), sums(kTileRows, l.Width()) {}
+  Matrix<std::byte> queries;
   Matrix<float> sums;
   float scale[kTileRows], shift[kTileRows];  // shift: what all logits of a row lack, natural log
   float max[kTileRows], mass[kTileRows];
@@ -47,10 +49,9 @@ struct Tile {
 
 struct Worker {
   std::vector<Tile> tiles;
-  Matrix<float> mean, rows,
-      bias;  // mean queries [tiles, dim] (times the scale), f32 rows of a tile, [tiles, kPassKeys]
+  Matrix<float> mean, rows, bias;  // mean queries [tiles, dim] (times the scale), a tile's rows, [tiles, kPassKeys]
   Buffer scratch;
-  std::vector<int8_t> small;
+  std::vector<std::byte> numbers;  // of a row
 };
 
 class Sage final : public Method {
@@ -59,7 +60,7 @@ class Sage final : public Method {
     options_.bits = spec.Word("bits") == "4" ? 4 : 8;
     options_.smooth_k = spec.Word("smooth_k") == "on";
     options_.smooth_q = spec.Word("smooth_q") == "on";
-    options_.narrow_values = spec.Word("pv") == "int8";
+    pv_ = spec.Word("pv");
   }
 
   Status Run(Executor& executor, const Problem& p, const Output& output, RunReport* report) const override {
@@ -68,24 +69,28 @@ class Sage final : public Method {
       report->kernel = simd::Dense().name;
       return FewRows(executor, p, output);
     }
-    report->kernel = std::string(simd::QuantisedTiles().name) + "-int8";
+    const simd::QuantisedKernels& kernels = simd::QuantisedTiles();
+    Options options = options_;
+    options.wide_keys = kernels.wide;
+    options.narrow_values = pv_ == "int8" || (pv_ == "auto" && kernels.wide);
+    report->kernel = std::string(kernels.name) + "-int8";
     report->est_error = -1;
-    const size_t head_bytes = QuantisedSet::Bytes(options_, p.k.rows, p.q.dim, p.v.dim);
+    const size_t head_bytes = QuantisedSet::Bytes(options, p.k.rows, p.q.dim, p.v.dim);
     const int64_t together = std::clamp<int64_t>(int64_t(kPackedBytes / head_bytes), 1, p.k.heads),
                   tiles = (p.q.rows + kTileRows - 1) / kTileRows,
                   task_tiles = std::clamp<int64_t>(tiles * p.Group() * together / 32, 1, kTaskTiles),
                   head_tasks = (tiles + task_tiles - 1) / task_tiles;
     CROQUIS_CHECK_OK(CheckMemory(int64_t(head_bytes) * together, "the quantised keys and values"));
     std::vector<QuantisedSet> sets;
-    for (int64_t h = 0; h < together; ++h) sets.emplace_back(options_, p.k.rows, p.q.dim, p.v.dim);
+    for (int64_t h = 0; h < together; ++h) sets.emplace_back(options, p.k.rows, p.q.dim, p.v.dim);
     std::vector<Worker> workers(static_cast<size_t>(executor.threads()));
     for (Worker& w : workers) {
-      for (int64_t t = 0; t < task_tiles; ++t) w.tiles.emplace_back(sets[0].layout().Units(), sets[0].layout().Width());
+      for (int64_t t = 0; t < task_tiles; ++t) w.tiles.emplace_back(sets[0].layout());
       w.mean = Matrix<float>(task_tiles, p.q.dim);
       w.rows = Matrix<float>(kTileRows, p.q.dim);
       w.bias = Matrix<float>(task_tiles, kPassKeys);
       w.scratch = Buffer(simd::kQuantisedScratch);
-      w.small.resize(size_t(sets[0].layout().Units() * 4));
+      w.numbers.resize(size_t((p.q.dim + 15) / 16 * 16 * 2));
     }
     const int64_t blocks = sets[0].blocks();
     for (int64_t kv = 0; kv < p.k.heads; kv += together) {
@@ -126,7 +131,7 @@ class Sage final : public Method {
         call.layout = set.layout();
         call.queries = tile.queries.data(), call.row_scale = tile.scale, call.rows = tile.rows;
         call.keys = set.keys(), call.values = set.values();
-        call.key_scale = set.key_scale(), call.key_offset = set.key_offset();
+        call.key_scale = set.key_scale(), call.key_offset = set.key_offset(), call.value_scale = set.value_scale();
         if (options_.smooth_q) call.bias = w.bias.Row(t), call.bias_first = key;
         call.begin = std::max(key, tile.begin), call.end = std::min(to, tile.end);
         call.first = tile.first, call.last = tile.last;
@@ -148,26 +153,30 @@ class Sage final : public Method {
     float* const mean = w.mean.Row(t);
     std::fill_n(mean, dim, 0.f);
     for (int64_t r = 0; r < tile.rows; ++r) {
-      q.Read(first + r, w.rows.Row(r));
-      for (int64_t i = 0; options_.smooth_q && i < dim; ++i) mean[i] += w.rows.Row(r)[i] / float(tile.rows);
+      float* const row = w.rows.Row(r);
+      q.Read(first + r, row);
+      for (int64_t i = 0; options_.smooth_q && i < dim; ++i) mean[i] += row[i];
       const Range seen = p.Visible(first + r);
       tile.first[r] = int32_t(seen.first), tile.last[r] = int32_t(seen.last);
       if (seen.size() > 0) tile.begin = std::min(tile.begin, seen.first), tile.end = std::max(tile.end, seen.last);
       tile.max[r] = simd::kMasked, tile.mass[r] = 0;
     }
+    const float inverse = 1 / float(tile.rows);
+    for (int64_t i = 0; i < dim; ++i) mean[i] *= inverse;
     std::fill_n(tile.sums.data(), tile.sums.rows() * tile.sums.cols(), 0.f);
+    const simd::QuantisedLayout& layout = set.layout();
     for (int64_t r = 0; r < tile.rows; ++r) {
       float* const row = w.rows.Row(r);
-      float shift = 0;
-      for (int64_t i = 0; i < dim; ++i) {
-        row[i] -= mean[i];
-        shift += row[i] * set.mean()[size_t(i)];
-      }
-      tile.shift[r] = shift * p.scale;
+      for (int64_t i = 0; i < dim; ++i) row[i] -= mean[i];
       tile.scale[r] =
-          sage::Quantise({row, size_t(dim)}, options_.bits == 4 ? 7 : 127, w.small.data()) * p.scale * kLog2E;
-      for (int64_t i = 0; i < tile.queries.cols(); ++i) tile.queries.Row(r)[i] = uint8_t(w.small[size_t(i)] + 128);
+          simd::QuantisedTiles().round_row(row, dim, layout.wide, set.most(), w.numbers.data()) * p.scale * kLog2E;
+      std::byte* const to = tile.queries.Row(r);
+      std::memcpy(to, w.numbers.data(), size_t(tile.queries.cols()));
+      for (int64_t i = 0; i < tile.queries.cols() && !layout.wide; ++i) to[i] ^= std::byte{128};
     }
+    simd::Dense().score_rows(simd::RowType::kF32, MatView<const float>(w.rows.View()).Rows(0, tile.rows),
+                             reinterpret_cast<const std::byte*>(set.mean().data()), dim * 4, 1, tile.shift, 1);
+    for (int64_t r = 0; r < tile.rows; ++r) tile.shift[r] *= p.scale;
     for (int64_t i = 0; i < dim; ++i) mean[i] *= p.scale * kLog2E;
   }
 
@@ -178,15 +187,15 @@ class Sage final : public Method {
       const bool empty = tile.mass[r] == 0;
       const float inverse = empty ? 0 : 1 / tile.mass[r];
       for (int64_t i = 0; i < p.v.dim; ++i)
-        out[i] =
-            empty ? 0 : tile.sums.Row(r)[i] * (inverse * set.value_scale()[size_t(i)]) + set.value_mean()[size_t(i)];
+        out[i] = empty ? 0 : tile.sums.Row(r)[i] * inverse + set.value_mean()[size_t(i)];
       if (output.lse != nullptr)
         output.lse[h * p.q.rows + first + r] =
             empty ? kEmptyMax : tile.max[r] * std::numbers::ln2_v<float> + std::log(tile.mass[r]) + tile.shift[r];
     }
   }
 
-  Options options_;
+  Options options_;  // as asked for: what the kernels prefer is found when they run
+  std::string pv_;
 };
 
 Result<std::unique_ptr<const Method>> MakeSage(const Spec& spec, uint64_t) { return std::make_unique<Sage>(spec); }
