@@ -49,6 +49,17 @@ Status CheckShapes(const Problem& p) {
   return {};
 }
 
+// Whether a row holds neither NaN nor infinity; 16-bit numbers are told by their exponent, without widening them.
+bool FiniteRow(simd::RowType type, const std::byte* row, int64_t dim) {
+  if (type == simd::RowType::kF32)
+    return simd::Dense().all_below(reinterpret_cast<const float*>(row), dim, std::numeric_limits<float>::max());
+  const uint16_t exponent = type == simd::RowType::kBf16 ? 0x7f80 : 0x7c00;
+  const auto* const x = reinterpret_cast<const uint16_t*>(row);
+  uint16_t bad = 0;
+  for (int64_t i = 0; i < dim; ++i) bad |= uint16_t((x[i] & exponent) == exponent);
+  return bad == 0;
+}
+
 // Every number must be finite: one NaN among the keys would reach every row.
 Status CheckFinite(Executor& executor, const TensorView& t, int64_t rows, const char* what) {
   std::atomic<int64_t> bad{std::numeric_limits<int64_t>::max()};
@@ -56,15 +67,9 @@ Status CheckFinite(Executor& executor, const TensorView& t, int64_t rows, const 
   const int64_t pieces = (rows + kRows - 1) / kRows;
   executor.ParallelFor(t.heads * pieces, [&](int64_t task, int) {
     const RowsView head = t.Head(task / pieces);
-    std::vector<float> row(static_cast<size_t>(t.dim));
     const int64_t first = task % pieces * kRows;
     for (int64_t r = first; r < std::min(rows, first + kRows); ++r) {
-      const float* x = row.data();
-      if (t.type == simd::RowType::kF32)
-        x = reinterpret_cast<const float*>(head.Row(r));
-      else
-        head.Read(r, row.data());
-      if (simd::Dense().all_below(x, t.dim, std::numeric_limits<float>::max())) continue;
+      if (FiniteRow(t.type, head.Row(r), t.dim)) continue;
       const int64_t at = task / pieces * rows + r;
       for (int64_t seen = bad.load(); at < seen && !bad.compare_exchange_weak(seen, at);) {
       }
