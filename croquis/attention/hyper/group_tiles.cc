@@ -8,7 +8,7 @@
 namespace croquis::attention::hyper {
 namespace {
 
-constexpr int64_t kShare = 32;  // neighbouring rows that share a window
+constexpr int64_t kShare = 16;  // neighbouring rows that share a window
 
 // The union of ranges, and whether they are all the same.
 struct Extent {
