@@ -6,9 +6,11 @@ struct Q {
   // weights stay small enough for vpmaddubsw (QuantisedLayout::WeightLevels).
 #if defined(__AVXVNNI__)
   static constexpr bool kWide = false, kPairs = false;
+  static constexpr int kUnroll = 1;
   static constexpr int kByteRows = 6;
 #else
   static constexpr bool kWide = true, kPairs = true;
+  static constexpr int kUnroll = 2;    // of a product's inner loop
   static constexpr int kByteRows = 4;  // rows of a product's block; four more registers are needed
 #endif
   static constexpr int kRows = 6;

@@ -3,7 +3,7 @@
 
 struct Q {
   static constexpr bool kWide = false, kPairs = false;
-  static constexpr int kByteRows = 6, kRows = 6;  // rows of a product's block
+  static constexpr int kByteRows = 6, kRows = 6, kUnroll = 1;  // rows of a product's block
 
   // c += a b: four products of unsigned by signed bytes, or two of 16 bits. As statements, because g++ 12 copies the
   // sum of the intrinsic before each of them.

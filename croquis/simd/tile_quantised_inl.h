@@ -98,6 +98,7 @@ template <bool kBytes, bool kOrder, int MR, int NV, class Ops, class Store>
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) s[r][j] = V::LoadI(start + j * kW);
+#pragma GCC unroll Q::kUnroll
     for (int64_t l = 0; l < (kPairs ? k / 2 : k); ++l) {
       const uint32_t* const y = b + (kOrder ? order[l] : l * ldb);
       const uint32_t* const z = kPairs ? b + order[k / 2 + l] : nullptr;
@@ -222,8 +223,9 @@ class Weights {
   void Block(int64_t block, bool masked) {
     for (int64_t r = 0; r < c_.rows; ++r) {
       if (masked) Mask(r, block);
-      Row(r);
+      Top(r);
     }
+    for (int64_t r = 0; r < c_.rows; ++r) Row(r);
     // Powers are a step too small and their polynomial by its first factor.
     constexpr auto kWorth = float(1.00033850805268231 * kQuantisedExp[0]);
     for (int64_t r = 0; r < c_.rows; r += kW) {
@@ -243,20 +245,27 @@ class Weights {
   }
 
  private:
-  [[gnu::always_inline]] void Row(int64_t r) {
+  // The largest logit of a row. For all rows before their weights, so that one row does not wait for the other.
+  [[gnu::always_inline]] void Top(int64_t r) {
     const float* const s = scratch_.logits[r];
     F x[kVectors];
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) x[j] = V::Load(s + j * kW);
-    F top = V::Max(x[0], x[1]);
-#pragma GCC unroll 8
-    for (int j = 2; j < kVectors; ++j) top = V::Max(top, x[j]);
-    top = V::Max(Q::Largest(top), V::Set(kMasked / 2 * kQuantisedStep));  // nothing seen: all weights are zeros
+#pragma GCC unroll 3
+    for (int n = kVectors / 2; n > 0; n /= 2)
+#pragma GCC unroll 4
+      for (int j = 0; j < n; ++j) x[j] = V::Max(x[j], x[j + n]);
+    const float top = Q::First(V::Max(Q::Largest(x[0]), V::Set(kMasked / 2 * kQuantisedStep)));
+    scratch_.top[r] = top;  // nothing seen: weights are zeros
+  }
+  [[gnu::always_inline]] static I Distance(const float* s, F top) { return V::ToInt(V::Sub(V::Load(s), top)); }
+  [[gnu::always_inline]] void Row(int64_t r) {
+    const float* const s = scratch_.logits[r];
+    const F top = V::Set(scratch_.top[r]);
     I power[kVectors / 2];
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors / 2; ++j)
-      power[j] = exponential_(Q::Narrow(V::ToInt(V::Sub(x[2 * j], top)), V::ToInt(V::Sub(x[2 * j + 1], top))));
-    scratch_.top[r] = Q::First(top);
+      power[j] = exponential_(Q::Narrow(Distance(s + 2 * j * kW, top), Distance(s + (2 * j + 1) * kW, top)));
     I levels = levels_;
     if constexpr (kNarrow && Ops::kPairs) {
       V::StoreI(scratch_.sums[r], Ops::Levels(power, levels, scratch_.levels + r));

@@ -38,6 +38,7 @@ class QuantisedSet {
   void Prepare(const RowsView& k, const RowsView& v);
   void PackBlock(int64_t block, const RowsView& k, const RowsView& v);
 
+  bool smooth_q() const { return options_.smooth_q; }
   int most() const { return options_.Most(layout_.dim); }  // of queries and keys
   const simd::QuantisedLayout& layout() const { return layout_; }
   const std::byte* keys() const { return packed_.data(); }

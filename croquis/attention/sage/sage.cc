@@ -24,8 +24,8 @@ using sage::QuantisedSet;
 const ParamInfo kParams[] = {
     {"bits", "8", 0, 0, "8|4", "bits of queries and keys; 4 is for study: it is stored in bytes and no faster"},
     {"smooth_k", "on", 0, 0, "on|off", "take the mean key off the keys"},
-    {"smooth_q", "on", 0, 0, "on|off",
-     "take a tile's mean query off its queries; what that leaves out is added in f32"},
+    {"smooth_q", "auto", 0, 0, "auto|on|off",
+     "take a tile's mean query off its queries; what that leaves out is added in f32; auto: where they have 8 bits"},
     {"pv", "auto", 0, 0, "auto|int16|int8",
      "the second product: weights of 12 bits and values of 13 in 16-bit products, or of 8 both; auto: int16, "
      "but int8 with AVX2"},
@@ -59,7 +59,7 @@ class Sage final : public Method {
   explicit Sage(const Spec& spec) {
     options_.bits = spec.Word("bits") == "4" ? 4 : 8;
     options_.smooth_k = spec.Word("smooth_k") == "on";
-    options_.smooth_q = spec.Word("smooth_q") == "on";
+    smooth_q_ = spec.Word("smooth_q");
     pv_ = spec.Word("pv");
   }
 
@@ -72,6 +72,7 @@ class Sage final : public Method {
     const simd::QuantisedKernels& kernels = simd::QuantisedTiles();
     Options options = options_;
     options.wide_keys = kernels.wide;
+    options.smooth_q = smooth_q_ == "on" || (smooth_q_ == "auto" && !(kernels.wide && options.bits == 8));
     options.narrow_values = pv_ == "int8" || (pv_ == "auto" && kernels.wide);
     report->kernel = std::string(kernels.name) + "-int8";
     report->est_error = -1;
@@ -122,7 +123,7 @@ class Sage final : public Method {
     const RowsView k = p.k.Head(h / p.Group());
     for (int64_t key = begin / kPassKeys * kPassKeys; key < end; key += kPassKeys) {
       const int64_t to = std::min(end, key + kPassKeys);
-      if (options_.smooth_q)
+      if (set.smooth_q())
         simd::Dense().score_rows(k.type, MatView<const float>(w.mean.View()).Rows(0, tiles), k.Row(key),
                                  k.stride * simd::RowTypeBytes(k.type), to - key, w.bias.data(), kPassKeys);
       for (int64_t t = 0; t < tiles; ++t) {
@@ -132,7 +133,7 @@ class Sage final : public Method {
         call.queries = tile.queries.data(), call.row_scale = tile.scale, call.rows = tile.rows;
         call.keys = set.keys(), call.values = set.values();
         call.key_scale = set.key_scale(), call.key_offset = set.key_offset(), call.value_scale = set.value_scale();
-        if (options_.smooth_q) call.bias = w.bias.Row(t), call.bias_first = key;
+        if (set.smooth_q()) call.bias = w.bias.Row(t), call.bias_first = key;
         call.begin = std::max(key, tile.begin), call.end = std::min(to, tile.end);
         call.first = tile.first, call.last = tile.last;
         call.max = tile.max, call.mass = tile.mass, call.sums = tile.sums.View();
@@ -151,11 +152,12 @@ class Sage final : public Method {
     tile.rows = std::min(kTileRows, p.q.rows - first);
     tile.begin = p.k.rows, tile.end = 0;
     float* const mean = w.mean.Row(t);
+    const bool smooth = set.smooth_q();
     std::fill_n(mean, dim, 0.f);
     for (int64_t r = 0; r < tile.rows; ++r) {
       float* const row = w.rows.Row(r);
       q.Read(first + r, row);
-      for (int64_t i = 0; options_.smooth_q && i < dim; ++i) mean[i] += row[i];
+      for (int64_t i = 0; smooth && i < dim; ++i) mean[i] += row[i];
       const Range seen = p.Visible(first + r);
       tile.first[r] = int32_t(seen.first), tile.last[r] = int32_t(seen.last);
       if (seen.size() > 0) tile.begin = std::min(tile.begin, seen.first), tile.end = std::max(tile.end, seen.last);
@@ -167,7 +169,7 @@ class Sage final : public Method {
     const simd::QuantisedLayout& layout = set.layout();
     for (int64_t r = 0; r < tile.rows; ++r) {
       float* const row = w.rows.Row(r);
-      for (int64_t i = 0; i < dim; ++i) row[i] -= mean[i];
+      for (int64_t i = 0; smooth && i < dim; ++i) row[i] -= mean[i];
       tile.scale[r] =
           simd::QuantisedTiles().round_row(row, dim, layout.wide, set.most(), w.numbers.data()) * p.scale * kLog2E;
       std::byte* const to = tile.queries.Row(r);
@@ -195,7 +197,7 @@ class Sage final : public Method {
   }
 
   Options options_;  // as asked for: what the kernels prefer is found when they run
-  std::string pv_;
+  std::string smooth_q_, pv_;
 };
 
 Result<std::unique_ptr<const Method>> MakeSage(const Spec& spec, uint64_t) { return std::make_unique<Sage>(spec); }
