@@ -71,15 +71,11 @@ struct Q {
   static I SumHalves(I a) { return _mm256_madd_epi16(a, Set16(1)); }    // of neighbours, in 32-bit lanes
   static F Divide(F a, F b) { return _mm256_div_ps(a, b); }
 #if !defined(__AVXVNNI__)
-  // The levels that a row's powers allow (QuantisedLayout::FourLevels), in lanes of 16 bits and as a number. Returns
-  // the sums of powers.
-  static I Levels(const I (&power)[4], I& levels, float* number) {
+  // Sums of a row's powers, and the largest sum of four of them that are added in 16 bits (AddsFour).
+  static I SumFours(const I (&power)[4], float* four) {
     const I even = _mm256_add_epi32(SumHalves(power[0]), SumHalves(power[2]));
     const I odd = _mm256_add_epi32(SumHalves(power[1]), SumHalves(power[3]));
-    const F four = Largest(_mm256_cvtepi32_ps(_mm256_max_epi32(even, odd)));
-    const I n = _mm256_cvtps_epi32(_mm256_min_ps(Divide(V::Set((kQuantisedFour - 4) * 32768.f), four), V::Set(255)));
-    levels = Narrow(n, n);
-    *number = First(_mm256_cvtepi32_ps(n));
+    *four = First(Largest(_mm256_cvtepi32_ps(_mm256_max_epi32(even, odd))));
     return _mm256_add_epi32(even, odd);
   }
 #endif

@@ -203,8 +203,10 @@ struct QuantisedScratch {
   alignas(64) float logits[kTileRows][kTileKeys];  // times kQuantisedStep
   alignas(64) uint16_t weights[kTileRows][kTileKeys];
   alignas(64) int32_t sums[kTileRows][kW];  // of powers
-  // Largest logits times kQuantisedStep, levels of weights, what a unit of the powers and of the weights is worth.
-  alignas(64) float top[kTileRows], levels[kTileRows], power_unit[kTileRows], unit[kTileRows];
+  // Largest logits times kQuantisedStep, largest sums of four powers, levels of weights, what a unit of the powers and
+  // of the weights is worth.
+  alignas(64) float top[kTileRows], four[kTileRows], levels[kTileRows], power_unit[kTileRows], unit[kTileRows];
+  alignas(64) int32_t levels_twice[kTileRows];              // in both halves
   alignas(64) float key_scale[kTileKeys], bias[kTileKeys];  // times kQuantisedStep
 };
 static_assert(sizeof(QuantisedScratch) <= kQuantisedScratch);
@@ -216,6 +218,7 @@ class Weights {
   Weights(const QuantisedCall& c, QuantisedScratch& scratch, Softmax& softmax)
       : c_(c), scratch_(scratch), softmax_(softmax) {
     __builtin_memset(scratch_.top, 0, sizeof scratch_.top);
+    __builtin_memset(scratch_.four, 0, sizeof scratch_.four);
     for (float& x : scratch_.levels) x = kLevels;
   }
 
@@ -226,6 +229,15 @@ class Weights {
       Top(r);
     }
     for (int64_t r = 0; r < c_.rows; ++r) Row(r);
+    if constexpr (kPairs) {
+      constexpr float kAllowed = (kQuantisedFour - 4) * 32768.f;
+      for (int64_t r = 0; r < c_.rows; r += kW) {
+        const I n = V::ToInt(V::Min(Q::Divide(V::Set(kAllowed), V::Load(scratch_.four + r)), V::Set(kLevels)));
+        V::Store(scratch_.levels + r, V::ToFloat(n));
+        V::StoreI(scratch_.levels_twice + r, Q::Join(n, n));
+      }
+      for (int64_t r = 0; r < c_.rows; ++r) Round(r);
+    }
     // Powers are a step too small and their polynomial by its first factor.
     constexpr auto kWorth = float(1.00033850805268231 * kQuantisedExp[0]);
     for (int64_t r = 0; r < c_.rows; r += kW) {
@@ -266,15 +278,27 @@ class Weights {
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors / 2; ++j)
       power[j] = exponential_(Q::Narrow(Distance(s + 2 * j * kW, top), Distance(s + (2 * j + 1) * kW, top)));
-    I levels = levels_;
-    if constexpr (kNarrow && Ops::kPairs) {
-      V::StoreI(scratch_.sums[r], Ops::Levels(power, levels, scratch_.levels + r));
+    if constexpr (kPairs) {  // rounded when the levels of all rows are known
+      V::StoreI(scratch_.sums[r], Ops::SumFours(power, scratch_.four + r));
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors / 2; ++j) V::StoreI(scratch_.weights[r] + j * 2 * kW, power[j]);
     } else {
       I sum = Q::SumHalves(power[0]);
 #pragma GCC unroll 4
       for (int j = 1; j < kVectors / 2; ++j) sum = V::AddI(sum, Q::SumHalves(power[j]));
       V::StoreI(scratch_.sums[r], sum);
+      StoreRounded(r, power, levels_);
     }
+  }
+  // Powers of a row, where its weights of 16 bits would stand, become weights of 8. In the order of rows: the new rows
+  // take the places of old ones before them.
+  [[gnu::always_inline]] void Round(int64_t r) {
+    I power[kVectors / 2];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors / 2; ++j) power[j] = V::LoadI(scratch_.weights[r] + j * 2 * kW);
+    StoreRounded(r, power, V::SpreadI((const uint32_t*)scratch_.levels_twice + r));
+  }
+  [[gnu::always_inline]] void StoreRounded(int64_t r, I (&power)[kVectors / 2], I levels) {
     auto* const out = (std::byte*)scratch_.weights + r * kTileKeys * (kNarrow ? 1 : 2);
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors / 2; ++j) power[j] = Q::MultiplyRound(power[j], levels);
@@ -301,6 +325,7 @@ class Weights {
   const QuantisedCall& c_;
   QuantisedScratch& scratch_;
   Softmax& softmax_;
+  static constexpr bool kPairs = kNarrow && Ops::kPairs;
   static constexpr int kLevels = kNarrow ? 255 : 4095;
   Exponential exponential_;
   I levels_ = Kept16(kLevels);
