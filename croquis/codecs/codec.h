@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,6 +18,7 @@
 #include "croquis/base/result.h"
 #include "croquis/base/spec.h"
 #include "croquis/base/view.h"
+#include "croquis/simd/dense_kernels.h"
 
 namespace croquis::codecs {
 
@@ -45,6 +47,8 @@ class Codec {
   virtual std::string_view Kernel() const noexcept = 0;
   // True where scores and sums are computed on the codes by vector kernels; false for the generic path.
   virtual bool HasFastPath() const noexcept = 0;
+  // What a page consists of when it is plain rows, [128][HeadDim], which may be read without the codec.
+  virtual std::optional<simd::RowType> PlainRows() const noexcept { return std::nullopt; }
   virtual Center GetCenter() const noexcept { return Center::kNone; }
 
   // Encodes x [rows, HeadDim] as tokens first .. first + rows of the page; both multiples of Granularity.

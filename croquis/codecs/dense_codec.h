@@ -13,6 +13,7 @@ class DenseCodec final : public GenericCodec {
 
   size_t PageBytes() const noexcept override { return size_t(kPageTokens * RowBytes()); }
   int64_t Granularity() const noexcept override { return 1; }
+  std::optional<simd::RowType> PlainRows() const noexcept override { return type_; }
 
   // f16: magnitudes above 65504 are stored as 65504 (never infinite).
   void Encode(MatView<const float> x, int64_t first, std::byte* page) const noexcept override;

@@ -13,6 +13,22 @@
 
 namespace croquis::simd {
 
+// Attention of many query rows to a run of pages of plain rows. Logits are base 2 here.
+struct SplitCall {
+  RowType key_type = RowType::kF32, value_type = RowType::kF32;
+  const std::byte* query = nullptr;  // from prepare: `rows` rows
+  int64_t rows = 0;
+  int64_t pages = 0;
+  const std::byte *const *keys = nullptr, *const *values = nullptr;  // one of each a page
+  // Row r sees tokens [first[r], last[r]) of the 128 * pages (maybe none); null: all of them.
+  const int32_t *first = nullptr, *last = nullptr;
+  // State, taken in and given back: sums [rows, dim] relative to 2^max, masses likewise; max kMasked and mass 0 before
+  // anything was seen.
+  MatView<float> sums;
+  float *max = nullptr, *mass = nullptr;
+  std::byte* scratch = nullptr;  // attend_bytes
+};
+
 // Pages hold 128 rows of `dim` numbers, one after the other. Queries and scratch are 64-byte aligned.
 struct SplitKernels {
   std::string_view name;
@@ -30,6 +46,9 @@ struct SplitKernels {
   // acc[row][i] += p_scale[row] * sum_t p[row * 128 + t] * v[t][i].
   void (*accumulate)(RowType type, const std::byte* v, const float* p, const float* p_scale, const std::byte* next,
                      size_t next_bytes, MatView<float> acc, std::byte* scratch);
+  // Both and the softmax between them, page after page: vectors work while tiles do.
+  size_t (*attend_bytes)(int64_t rows, int64_t dim);
+  void (*attend)(const SplitCall& call);
 };
 
 // Those of a target (of the active one), or null where it has no such tiles.

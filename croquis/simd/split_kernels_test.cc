@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -109,6 +110,99 @@ TEST(SplitKernels, AccumulateIsExactToF32) {
         ASSERT_NEAR(acc[at], want, kRounding * size) << "type " << int(type) << " dim " << dim << " row " << r;
       }
       for (int64_t i = dim; i < stride; ++i) ASSERT_EQ(acc[size_t(r * stride + i)], kGuard);
+    }
+  });
+}
+
+// What a row sees of pages, in double: log2 of the mass, and the answer. Errors of both, from errors of logits.
+struct Reference {
+  double lse = -1e300, lse_error = 0;
+  std::vector<double> out;
+  double out_error = 0;
+  Reference(const float* q, int64_t dim, const std::vector<Page>& keys, const std::vector<Page>& values, int64_t first,
+            int64_t last)
+      : out(size_t(dim)) {
+    std::vector<double> logit(static_cast<size_t>(last));
+    double top = -1e300, size = 0, largest = 0, mass = 0;
+    for (int64_t t = first; t < last; ++t) {
+      const double* k = &keys[size_t(t / kTokens)].value[size_t(t % kTokens * dim)];
+      double sum = 0, all = 0;
+      for (int64_t i = 0; i < dim; ++i) sum += double(q[i]) * k[i], all += std::fabs(double(q[i]) * k[i]);
+      logit[size_t(t)] = sum, top = std::max(top, sum), size = std::max(size, all);
+    }
+    for (int64_t t = first; t < last; ++t) {
+      const double p = std::exp2(logit[size_t(t)] - top);
+      mass += p;
+      for (int64_t i = 0; i < dim; ++i) {
+        const double v = values[size_t(t / kTokens)].value[size_t(t % kTokens * dim + i)];
+        out[size_t(i)] += p * v, largest = std::max(largest, std::fabs(v));
+      }
+    }
+    for (double& x : out) x /= mass;
+    if (last > first) lse = top + std::log2(mass);
+    // A weight is wrong by ln 2 times its logit's error, by that of 2^x (2e-7) and by rounding of the sums.
+    const double weight = std::log(2.0) * kRounding * size + 2e-7 + kRounding;
+    lse_error = 2 * weight, out_error = 2 * weight * largest;
+  }
+};
+
+TEST(SplitKernels, AttendIsExactToF32) {
+  ForEachCase([](const SplitKernels& kernels, RowType type, int64_t dim, int64_t rows) {
+    const auto pages = int64_t(1 + (dim + rows) % 3);
+    const RowType value_type = dim % 2 == 0 ? type : RowType::kF16;  // they may differ
+    std::vector<Page> keys, values;
+    std::vector<const std::byte*> k, v;
+    for (int64_t p = 0; p < pages; ++p) {
+      keys.emplace_back(type, dim), values.emplace_back(value_type, dim);
+      // Not every page the same: later ones are the earlier ones shifted by a row.
+      std::rotate(keys.back().bytes.begin(), keys.back().bytes.begin() + p * dim * RowTypeBytes(type),
+                  keys.back().bytes.end());
+      std::rotate(keys.back().value.begin(), keys.back().value.begin() + p * dim, keys.back().value.end());
+    }
+    for (int64_t p = 0; p < pages; ++p)
+      k.push_back(keys[size_t(p)].bytes.data()), v.push_back(values[size_t(p)].bytes.data());
+    const int64_t stride = dim + 3, tokens = pages * kTokens;
+    const Stream random{6, Purpose("split.attend")};
+    std::vector<float> q(size_t(rows * dim)), sums(size_t(rows * stride), kGuard), max(size_t(rows), kMasked),
+        mass(size_t(rows), 0);
+    for (size_t i = 0; i < q.size(); ++i) q[i] = 2 * random.Gaussian(i);
+    std::vector<int32_t> first(static_cast<size_t>(rows)), last(first);
+    for (int64_t r = 0; r < rows; ++r) {
+      first[size_t(r)] = int32_t(random.U32(uint64_t(2 * r)) % uint32_t(tokens));
+      last[size_t(r)] = r % 5 == 2 ? first[size_t(r)] : int32_t(tokens - random.U32(uint64_t(2 * r + 1)) % 3);
+      last[size_t(r)] = std::max(first[size_t(r)], last[size_t(r)]);
+      std::fill_n(&sums[size_t(r * stride)], dim, 0.f);
+    }
+    Buffer query(kernels.query_bytes(rows, dim)), scratch(kernels.attend_bytes(rows, dim));
+    kernels.prepare({q.data(), rows, dim}, query.data());
+    SplitCall call;
+    call.key_type = type, call.value_type = value_type;
+    call.query = query.data(), call.rows = rows, call.scratch = scratch.data();
+    call.sums = {sums.data(), rows, dim, stride}, call.max = max.data(), call.mass = mass.data();
+    const bool all = rows % 2 == 1;  // every row sees everything
+    if (!all) call.first = first.data(), call.last = last.data();
+    // The first page in a call of its own: states are taken in.
+    call.pages = 1, call.keys = k.data(), call.values = v.data();
+    kernels.attend(call);
+    for (auto* x : {&first, &last})
+      for (int32_t& t : *x) t -= int32_t(kTokens);
+    call.pages = pages - 1, call.keys = k.data() + 1, call.values = v.data() + 1;
+    kernels.attend(call);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t from = all ? 0 : first[size_t(r)] + kTokens, to = all ? tokens : last[size_t(r)] + kTokens;
+      const Reference want(&q[size_t(r * dim)], dim, keys, values, from, to);
+      const float* const sum = &sums[size_t(r * stride)];
+      for (int64_t i = dim; i < stride; ++i) ASSERT_EQ(sum[i], kGuard);
+      if (from == to) {
+        ASSERT_EQ(mass[size_t(r)], 0);
+        for (int64_t i = 0; i < dim; ++i) ASSERT_EQ(sum[i], 0);
+        continue;
+      }
+      const double m = double(mass[size_t(r)]);
+      ASSERT_NEAR(double(max[size_t(r)]) + std::log2(m), want.lse, want.lse_error) << "dim " << dim << " row " << r;
+      for (int64_t i = 0; i < dim; ++i)
+        ASSERT_NEAR(double(sum[i]) / m, want.out[size_t(i)], want.out_error)
+            << "type " << int(type) << " dim " << dim << " rows " << rows << " at " << r << "," << i;
     }
   });
 }

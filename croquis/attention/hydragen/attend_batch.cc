@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "croquis/attention/hydragen/plain_pass.h"
 #include "croquis/attention/hydragen/prefix_tree.h"
 #include "croquis/attention/observe.h"
 #include "croquis/attention/stream.h"
@@ -24,6 +25,7 @@ constexpr int64_t kTasks = 64;          // pieces that the pages of a call are c
 constexpr int64_t kFewRows = 8;         // query rows up to which memory is the limit; tasks then take several heads
 constexpr int64_t kLeastPages = 8;      // of a piece: writing and joining its states stay below 5 %
 constexpr int64_t kLeastPagesFew = 16;  // the same for few rows
+constexpr int64_t kOwnPages = 8;        // pages of rows that a sequence reads along with its other rows
 constexpr int64_t kLittleWork = int64_t{1} << 17;      // products of numbers; waking workers would cost more
 constexpr int64_t kCheckedBytes = int64_t{256} << 20;  // working memory from which on the system is asked
 constexpr float kLog2e = std::numbers::log2e_v<float>;
@@ -48,6 +50,7 @@ PrefixTree TreeOf(std::span<kvcache::KvCache* const> caches, int64_t layer, int6
 // slices, kv heads into sets. A task is one slice of one set of heads, with all rows.
 struct Pass {
   SharedRun run;
+  bool plain = false;  // a PlainQuery takes them
   int64_t block_sequences = 1, blocks = 1;
   int64_t heads = 1, head_sets = 1;
   int64_t slice_pages = 1, slices = 1;
@@ -71,6 +74,7 @@ class Call {
     heads_.reserve(in.caches.size() * size_t(kv_heads_));
     for (const kvcache::KvCache* cache : in.caches)
       for (int64_t h = 0; h < kv_heads_; ++h) heads_.push_back(kvcache::ViewHead(*cache, in.options.layer, h));
+    own_.resize(in_.caches.size());
     PrefixTree tree = TreeOf(in.caches, in.options.layer, group_);
     order_ = std::move(tree.order);
     for (const SharedRun& run : tree.runs) AddPass(run);
@@ -124,9 +128,20 @@ class Call {
     const int64_t skip = std::max<int64_t>(0, first - run.first_page);
     run.first_page += skip, run.pages -= skip;
     if (run.pages == 0) return;
+    const int64_t b = order_[size_t(run.first)], rows = run.sequences * group_;
+    const auto all_heads = [&](const auto& is) {
+      for (int64_t h = 0; h < kv_heads_; ++h)
+        if (!is(Head(b, h))) return false;
+      return true;
+    };
     Pass p;
     p.run = run;
-    p.block_sequences = std::min(run.sequences, std::max<int64_t>(1, kBlockRows / group_));
+    p.plain = all_heads([&](const auto& head) { return PlainQuery::Takes(head, rows); });
+    if (run.sequences == 1 && !p.plain && run.pages <= kOwnPages && all_heads(PagesAreRows)) {
+      own_[size_t(b)] = run;
+      return;
+    }
+    p.block_sequences = p.plain ? run.sequences : std::min(run.sequences, std::max<int64_t>(1, kBlockRows / group_));
     p.blocks = (run.sequences + p.block_sequences - 1) / p.block_sequences;
     passes_.push_back(p);
     page_work_ += run.pages * Effort(p) * kv_heads_;
@@ -162,8 +177,9 @@ class Call {
       size_t streams = 0, shared = 0;
       for (int64_t h = 0; h < kv_heads_; ++h) {
         const kvcache::HeadView& head = Head(first, h);
-        p.query_bytes = std::max(p.query_bytes, QueryBytes(head, rows));
+        p.query_bytes = std::max(p.query_bytes, p.plain ? PlainBytes(rows) : QueryBytes(head, rows));
         p.state_bytes = std::max(p.state_bytes, StreamState::Bytes(rows, head.value->AccDim()));
+        if (p.plain) continue;
         streams = std::max(streams, Stream::Bytes(head, rows, dim_));
         shared = std::max(shared, Stream::SharedBytes(head, rows));
       }
@@ -172,6 +188,7 @@ class Call {
       const auto together = size_t(p.heads * p.blocks);
       stream_bytes_ = std::max(stream_bytes_, streams);
       worker_bytes_ = std::max(worker_bytes_, Round64(together * sizeof(Stream)) + together * streams + shared);
+      if (p.plain) worker_bytes_ = std::max(worker_bytes_, PlainQuery::WorkBytes(rows, dim_, p.slice_pages));
       for (int64_t i = p.run.first; i < p.run.first + p.run.sequences; ++i)
         above_[size_t(order_[size_t(i)])].push_back(&p);
       work_ += p.run.pages * kPage * p.run.sequences * group_ * kv_heads_;
@@ -189,7 +206,7 @@ class Call {
         worker_bytes_ = std::max({worker_bytes_, dense, join});
       }
       const kvcache::HeadView& head = Head(b, 0);
-      work_ += (head.length - head.encoded + 1) * group_ * kv_heads_;
+      work_ += (head.length - head.encoded + own_[size_t(b)].pages * kPage + 1) * group_ * kv_heads_;
     }
     worker_at_ = at;
   }
@@ -212,12 +229,17 @@ class Call {
     return Round64(sizeof(HeadQuery)) + Round64(size_t(rows) * sizeof(Visible)) + Round64(size_t(rows * dim_) * 4) +
            HeadQuery::Bytes(head, rows, dim_);
   }
-  // `sequences` in order, each with the rows of kv head h.
-  HeadQuery* MakeQuery(const kvcache::HeadView& head, std::span<const int64_t> sequences, int64_t h,
-                       std::byte* memory) const {
+  size_t PlainBytes(int64_t rows) const {
+    return Round64(sizeof(PlainQuery)) + Round64(size_t(rows) * sizeof(Visible)) + Round64(size_t(rows * dim_) * 4) +
+           PlainQuery::Bytes(rows, dim_);
+  }
+  // `sequences` in order, each with the rows of kv head h. Query: HeadQuery or PlainQuery.
+  template <class Query>
+  Query* MakeQuery(const kvcache::HeadView& head, std::span<const int64_t> sequences, int64_t h,
+                   std::byte* memory) const {
     Pieces pieces(memory);
     const int64_t rows = int64_t(sequences.size()) * group_;
-    std::byte* const at = pieces.Take<std::byte>(sizeof(HeadQuery));
+    std::byte* const at = pieces.Take<std::byte>(sizeof(Query));
     const std::span<Visible> visible(pieces.Take<Visible>(size_t(rows)), size_t(rows));
     const MatView<float> q(pieces.Take<float>(size_t(rows * dim_)), rows, dim_);
     const float scale = in_.options.scale * kLog2e;
@@ -227,7 +249,7 @@ class Call {
       const float* from = in_.q.Row(b) + (h * group_ + r % group_) * dim_;
       for (int64_t i = 0; i < dim_; ++i) q(r, i) = from[i] * scale;
     }
-    return new (at) HeadQuery(head, q, visible, pieces.rest());
+    return new (at) Query(head, q, visible, pieces.rest());
   }
   std::span<const int64_t> BlockOrder(const Pass& p, int64_t block) const {
     return std::span(order_).subspan(size_t(p.run.first + block * p.block_sequences), size_t(p.BlockSequences(block)));
@@ -237,7 +259,11 @@ class Call {
   }
   void Prepare(const Pass& p, int64_t h, int64_t block) {
     const auto sequences = BlockOrder(p, block);
-    MakeQuery(Head(order_[size_t(p.run.first)], h), sequences, h, QueryAt(p, h, block));
+    const kvcache::HeadView& head = Head(order_[size_t(p.run.first)], h);
+    if (p.plain)
+      MakeQuery<PlainQuery>(head, sequences, h, QueryAt(p, h, block));
+    else
+      MakeQuery<HeadQuery>(head, sequences, h, QueryAt(p, h, block));
   }
 
   // ---- states ----
@@ -250,6 +276,9 @@ class Call {
 
   void Pages(const Pass& p, int64_t slice, int64_t head_set, std::byte* memory) {
     const int64_t first_head = head_set * p.heads, heads = std::min(p.heads, kv_heads_ - first_head);
+    const int64_t begin = p.run.first_page + slice * p.slice_pages,
+                  end = std::min(p.run.first_page + p.run.pages, begin + p.slice_pages);
+    if (p.plain) return PlainPages(p, slice, first_head, heads, begin, end, memory);
     Pieces pieces(memory);
     auto* const streams = pieces.Take<Stream>(size_t(heads * p.blocks));
     std::byte* const own = pieces.Take<std::byte>(size_t(heads * p.blocks) * stream_bytes_);
@@ -261,21 +290,41 @@ class Call {
       const auto state = StreamState::At(StateAt(p, slice, h, block), rows, width);
       new (streams + n) Stream(query, state, own + size_t(n) * stream_bytes_, pieces.rest());
     }
-    const int64_t begin = p.run.first_page + slice * p.slice_pages, end = p.run.first_page + p.run.pages;
-    Stream::Pages({streams, size_t(heads * p.blocks)}, begin, std::min(end, begin + p.slice_pages));
+    Stream::Pages({streams, size_t(heads * p.blocks)}, begin, end);
+  }
+  void PlainPages(const Pass& p, int64_t slice, int64_t first_head, int64_t heads, int64_t begin, int64_t end,
+                  std::byte* memory) {
+    for (int64_t h = first_head; h < first_head + heads; ++h)
+      reinterpret_cast<const PlainQuery*>(QueryAt(p, h, 0))
+          ->Attend(begin, end, StreamState::At(StateAt(p, slice, h, 0), p.run.sequences * group_, dim_), memory);
   }
 
-  // Sinks, ring and the new token of one sequence.
+  // Sinks, pages of its own where they are rows, ring and the new token of one sequence.
   void Dense(int64_t b, std::byte* memory) {
     for (int64_t h = 0; h < kv_heads_; ++h) {
       Pieces pieces(memory);
       auto* const head = new (pieces.Take<std::byte>(sizeof(kvcache::HeadView))) kvcache::HeadView(Head(b, h));
       head->encoded = 0;  // no pages here, so nothing to prepare for them
-      const HeadQuery& query = *MakeQuery(*head, {&b, 1}, h, pieces.Take<std::byte>(QueryBytes(Head(b, h), group_)));
+      const HeadQuery& query =
+          *MakeQuery<HeadQuery>(*head, {&b, 1}, h, pieces.Take<std::byte>(QueryBytes(Head(b, h), group_)));
       const auto state = StreamState::At(DenseStateAt(b, h), group_, dim_);
       std::byte* const own = pieces.Take<std::byte>(Stream::Bytes(Head(b, h), group_, dim_));
-      Stream(query, state, own, pieces.rest()).Dense(ExactRows(Head(b, h), NewRow(b, h, false), NewRow(b, h, true), 1));
+      DenseRows rows[kOwnPages + 4];
+      Stream(query, state, own, pieces.rest()).Dense({rows, OwnRows(b, h, rows)});
     }
+  }
+  // In ascending order of position; returns how many.
+  size_t OwnRows(int64_t b, int64_t h, DenseRows* rows) {
+    const kvcache::HeadView& head = Head(b, h);
+    const auto exact = ExactRows(head, NewRow(b, h, false), NewRow(b, h, true), 1);
+    size_t n = 0;
+    rows[n++] = exact[0];
+    const SharedRun& own = own_[size_t(b)];
+    for (int64_t j = own.first_page; j < own.first_page + own.pages; ++j)
+      rows[n++] = {head.KeyPage(j), head.ValuePage(j), head.sinks + j * kPage,
+                   std::min(kPage, head.encoded - j * kPage)};
+    for (size_t i = 1; i < exact.size(); ++i) rows[n++] = exact[i];
+    return n;
   }
 
   void JoinSequence(int64_t b, std::byte* memory) {
@@ -300,6 +349,7 @@ class Call {
   std::vector<kvcache::HeadView> heads_;  // [sequence][kv head]
   std::vector<int64_t> order_;
   std::vector<Pass> passes_;
+  std::vector<SharedRun> own_;  // of each sequence: pages of rows that are read with the others, maybe none
   std::vector<std::vector<const Pass*>> above_;  // the passes of each sequence, from the root on
   std::vector<std::pair<const Pass*, int64_t>> query_tasks_, page_tasks_;
   int64_t page_work_ = 0, work_ = 0;
