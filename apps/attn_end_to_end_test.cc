@@ -153,6 +153,68 @@ TEST_F(Attn, NothingIsHalfWritten) {
     EXPECT_EQ(entry.path().string().find(".tmp."), std::string::npos) << entry.path();
 }
 
+// A prefix made into a file and read again stands before the keys, as keys of its own would.
+TEST_F(Attn, PrefixesAreConvertedAndLoaded) {
+  const auto files = Files(200);
+  const std::string file = Path("p.ntk");
+  const std::vector<std::string> convert = {"attn", "--k", Path("k.npy"), "--v", Path("v.npy"), "--save-prefix", file};
+  const Outcome made =
+      Croquis(With(convert, {"--method", "ntk-prefix:features=taylor2", "--key-length", "150", "--json"}));
+  ASSERT_EQ(made.code, 0) << made.err;
+  ExpectColumns(made.Json(), {"file", "spec", "kv_heads", "keys", "dim", "value_dim", "features", "scale", "bytes"});
+  const json row = made.Json()["rows"][0];
+  EXPECT_EQ(row["keys"], 150);
+  EXPECT_EQ(row["kv_heads"], 2);
+  EXPECT_EQ(row["features"], 153);  // 17 * 18 / 2
+  EXPECT_GE(int64_t(fs::file_size(file)), row["bytes"].get<int64_t>());
+  // The state alone stands for the first 150 keys, of which rows up to 149 see all.
+  const auto answer = [&](const std::vector<std::string>& more) {
+    const Outcome r = Croquis(With(files, With({"-o", Path("o.npy"), "--json"}, more)));
+    EXPECT_EQ(r.code, 0) << r.err;
+    return eval::LoadNpy(Path("o.npy"));
+  };
+  const auto want = answer({"--method", "ntk-prefix:features=taylor2,prefix=150", "--key-length", "150"});
+  const auto got = answer({"--method", "ntk-prefix:file=" + file, "--key-length", "0", "--check"});
+  ASSERT_TRUE(want && got);
+  std::vector<float> a(16), b(16);
+  for (int64_t h = 0; h < 4; h++)
+    for (int64_t i = 0; i < 200; i++) {
+      want->view.Head(h).Read(i, a.data());
+      got->view.Head(h).Read(i, b.data());
+      for (size_t c = 0; c < 16; c++) ASSERT_NEAR(a[c], b[c], 1e-5) << h << " " << i;
+    }
+  const Outcome checked =
+      Croquis(With(files, {"--method", "ntk-prefix:file=" + file, "--causal", "--check", "--json"}));
+  ASSERT_EQ(checked.code, 0) << checked.err;
+  EXPECT_LT(checked.Json()["rows"][0]["row_max"], 1e-4);
+  EXPECT_TRUE(checked.Json()["rows"][0]["est_error"].is_null());
+  const Outcome text = Croquis(convert);
+  ASSERT_EQ(text.code, 0) << text.err;
+  EXPECT_NE(text.out.find("ntk-prefix:file=" + file), std::string::npos) << text.out;
+
+  const std::string damaged = Write("damaged.ntk", Read(file).replace(100, 1, "?"));
+  const std::string older = Write("older.ntk", Read(file).replace(7, 1, "1"));
+  const std::string kept = Write("kept.ntk", "kept");
+  const Refusal cases[] = {
+      {With(files, {"--method", "ntk-prefix:file=" + Path("none.ntk")}), 3, "none.ntk"},
+      {With(files, {"--method", "ntk-prefix:file=" + Path("k.npy")}), 3, "not a prefix file"},
+      {With(files, {"--method", "ntk-prefix:file=" + damaged}), 3, "checksum"},
+      {With(files, {"--method", "ntk-prefix:file=" + older}), 4, "version"},
+      {With(files, {"--method", "ntk-prefix:prefix=3,file=" + file}), 2, "prefix"},
+      {With(files, {"--method", "ntk-prefix:file=" + file, "--scale", "3"}), 2, "scale"},
+      {With(convert, {"--method", "hyper"}), 2, "ntk-prefix"},
+      {With(convert, {"--method", "ntk-prefix:prefix=3"}), 2, "prefix"},
+      {With(convert, {"--q", Path("q.npy")}), 2, "--q"},
+      {With(convert, {"--key-length", "201"}), 2, "200 keys"},
+      {{"attn", "--k", Path("k.npy"), "--save-prefix", kept}, 2, "--v"},
+      {{"attn", "--k", Path("none.npy"), "--v", Path("v.npy"), "--save-prefix", kept}, 3, "none.npy"},
+      {{"attn", "--k", Path("k.npy"), "--v", Path("v.npy"), "--save-prefix", Path("none/p.ntk")}, 3, "p.ntk"},
+      {{"run", model_, "-p", "x", "--prefill", "ntk-prefix:file=" + file}, 4, "cache"},
+  };
+  for (const Refusal& c : cases) ExpectRefused(c);
+  EXPECT_EQ(Read(kept), "kept");
+}
+
 TEST_F(Attn, PrefillIsMeasuredOverLengths) {
   const Outcome r = Croquis({"bench", "prefill", "--lengths", "128,256", "--method", "hyper", "--method", "polysketch",
                              "--heads", "2", "--head-dim", "32", "--repeats", "1", "--plot", Path("p.svg"), "--json"});

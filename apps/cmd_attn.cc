@@ -8,6 +8,7 @@
 
 #include "apps/cli.h"
 #include "apps/params.h"
+#include "apps/save_prefix.h"
 #include "croquis/attention/method.h"
 #include "croquis/attention/partial.h"
 #include "croquis/attention/reference.h"
@@ -20,7 +21,7 @@ namespace {
 
 struct AttnOptions {
   Common common;
-  std::string q, k, v, k2, v2, out, lse, layout = "heads-first", data = "gaussian";
+  std::string q, k, v, k2, v2, out, lse, save_prefix, layout = "heads-first", data = "gaussian";
   std::vector<std::string> methods;
   bool list = false, causal = false, bf16 = false, check = false;
   std::optional<int64_t> offset, random, key_length;
@@ -125,7 +126,7 @@ Result<Inputs> LoadInputs(const AttnOptions& o, Executor& executor) {
     if (o.bf16) {
       CROQUIS_TRY(*to, eval::Converted(executor, *to, simd::RowType::kBf16, *path + " in bf16"));
     }
-    if (to->batch != in.q.batch)
+    if (!o.q.empty() && to->batch != in.q.batch)
       return InvalidArgument(*path + ": a batch of " + std::to_string(to->batch) + ", but " + o.q + " has " +
                              std::to_string(in.q.batch));
   }
@@ -206,7 +207,7 @@ Status AddCheck(Executor& executor, const attention::MethodInfo& info, const att
   p.k.rows = p.v.rows = p.k2.rows = p.v2.rows = problem.Keys();
   p.key_length = -1;
   CROQUIS_TRY(Answer want, MakeAnswer(o, in));
-  if (p.q.rows > 0 && p.k.rows > 0) {
+  if (p.q.rows > 0 && (p.k.rows > 0 || method.HasOwnKeys())) {
     CROQUIS_CHECK_OK(method.RunReference(executor, p, want.view));
   } else {
     std::fill_n(want.lse.numbers(), p.q.heads * p.q.rows, attention::kEmptyMax);
@@ -214,7 +215,8 @@ Status AddCheck(Executor& executor, const attention::MethodInfo& info, const att
   // The norm of the attention matrix takes that matrix, a head a thread.
   const auto pairs = CheckedMul(p.q.rows, p.k.rows);
   const int64_t heads = std::min<int64_t>(executor.threads(), p.q.heads);
-  const bool norm = info.softmax && p.q.rows > 0 && p.k.rows > 0 && pairs && *pairs < AvailableMemory() / 4 / heads;
+  const bool norm = info.softmax && !method.HasOwnKeys() && p.q.rows > 0 && p.k.rows > 0 && pairs &&
+                    *pairs < AvailableMemory() / 4 / heads;
   const attention::ErrorReport e = attention::Compare(executor, p, answer.view, want.view, norm);
   row["op"] = norm ? Json(e.op) : Json(nullptr);
   row["frobenius"] = e.frobenius;
@@ -326,11 +328,32 @@ std::string Described(const attention::Problem& p, const AttnOptions& o) {
   return text;
 }
 
+Status ConvertPrefix(const AttnOptions& o) {
+  const std::pair<bool, const char*> others[] = {
+      {!o.q.empty(), "--q"},     {!o.k2.empty(), "--k2"}, {!o.v2.empty(), "--v2"},    {!o.out.empty(), "--output"},
+      {!o.lse.empty(), "--lse"}, {o.causal, "--causal"},  {o.window > 0, "--window"}, {o.check, "--check"}};
+  for (const auto& [given, name] : others)
+    if (given) return InvalidArgument(std::string("--save-prefix takes keys and values only; leave ") + name + " out");
+  if (!o.random && (o.k.empty() || o.v.empty()))
+    return InvalidArgument("--save-prefix: wanted --k and --v (NumPy files), the keys and values of the prefix");
+  const SavePrefixOptions options{o.common, o.save_prefix, o.methods, o.scale, o.seed};
+  CROQUIS_CHECK_OK(CheckSavePrefix(options));
+  CROQUIS_TRY(const auto executor, Start(o.common));
+  CROQUIS_TRY(const Inputs in, LoadInputs(o, *executor));
+  attention::TensorView k = in.k.view, v = in.v.view;
+  if (o.key_length.value_or(0) > std::min(k.rows, v.rows))
+    return OutOfRange("--key-length " + std::to_string(*o.key_length) + ", but there are " +
+                      std::to_string(std::min(k.rows, v.rows)) + " keys");
+  if (o.key_length) k.rows = v.rows = *o.key_length;
+  return SavePrefix(options, *executor, k, v);
+}
+
 Status RunAttn(AttnOptions o) {
   if (o.list) {
     CROQUIS_TRY(const auto executor, Start(o.common));
     return List(o, executor->threads());
   }
+  if (!o.save_prefix.empty()) return ConvertPrefix(o);
   if (o.methods.empty()) o.methods = {"exact"};
   CROQUIS_CHECK_OK(CheckOptions(o));
   CROQUIS_TRY(const auto executor, Start(o.common));
@@ -415,6 +438,10 @@ void AddAttn(CLI::App& app, Action* action) {
   c->add_flag("--list", o->list, "List the methods: parameters, causality, windows");
   c->add_option("-o,--output", o->out, "Write the answer, float32 in the layout of the queries");
   c->add_option("--lse", o->lse, "Write the natural log-sum-exp of each row's logits; -inf where no key is seen");
+  c->add_option(
+      "--save-prefix", o->save_prefix,
+      "Instead: make --k and --v a state of ntk-prefix (features and m of --method) and write it to this file, "
+      "for --method ntk-prefix:file=FILE");
   c->add_flag("--causal", o->causal, "Query i sees the keys up to position offset + i");
   c->add_option("--offset", o->offset, "Position of the first query (default: keys - queries, so that the last meets)");
   c->add_option("--window", o->window, "Do not see keys N or more before the own position; 0: no window")
@@ -433,6 +460,7 @@ void AddAttn(CLI::App& app, Action* action) {
       "\nExamples:\n"
       "  croquis attn --q q.npy --k k.npy --v v.npy --method hyper --causal -o out.npy --lse lse.npy\n"
       "  croquis attn --random 4096 --data planted --method exact --method hyper --check\n"
+      "  croquis attn --k k.npy --v v.npy --method ntk-prefix:features=taylor2 --save-prefix p.ntk\n"
       "  croquis attn --list\n\n" +
       ExitCodeHelp());
   c->callback([o, action] { *action = [o] { return RunAttn(*o); }; });

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "croquis/base/file.h"
 #include "croquis/base/result.h"
 
 namespace croquis::apps {
@@ -49,11 +50,5 @@ Json Envelope(std::string_view command, int threads, Json rows);
 Json MachineInfo();
 // The commit this binary was built from ("unknown" outside a git checkout; "-dirty" appended for changed sources).
 std::string_view Commit();
-
-// Writes to a temporary name in the same folder, syncs and renames, so that a file that is there is replaced whole or
-// not at all. Errors name the path and the cause.
-Status WriteFileAtomic(const std::string& path, std::string_view bytes);
-// Whether WriteFileAtomic could work, checked before long work starts: the folder exists and takes a file.
-Status CheckWritable(const std::string& path);
 
 }  // namespace croquis::apps

@@ -3,8 +3,8 @@
 namespace croquis::apps {
 
 std::string ParamText(const ParamInfo& p) {
-  std::string range(p.choices);
-  if (p.choices.empty())
+  std::string range(p.text ? "PATH" : p.choices);
+  if (range.empty())
     range =
         p.IsReal() ? Printf("%g..%g", p.real_min, p.real_max) : std::to_string(p.min) + ".." + std::to_string(p.max);
   return std::string(p.name) + "=" + range + " (" + std::string(p.def) + ")";
@@ -20,7 +20,9 @@ Json ParamsJson(std::span<const ParamInfo> params) {
   Json all = Json::array();
   for (const ParamInfo& p : params) {
     Json one = {{"name", p.name}, {"default", p.def}};
-    if (!p.choices.empty()) {
+    if (p.text) {
+      one["text"] = true;
+    } else if (!p.choices.empty()) {
       one["choices"] = p.choices;
     } else if (p.IsReal()) {
       one["min"] = p.real_min;

@@ -132,7 +132,7 @@ Status Run(Executor& executor, const MethodInfo& info, const Method& method, con
   r.rows = p.q.heads * p.q.rows;
   r.exact_pairs = p.Pairs();
   if (p.q.rows == 0) return {};
-  if (keys == 0) {
+  if (keys == 0 && !method.HasOwnKeys()) {
     for (int64_t h = 0; h < p.q.heads; ++h)
       for (int64_t i = 0; i < p.q.rows; ++i) {
         std::fill_n(output.Head(h, p.q.rows, p.v.dim).Row(i), p.v.dim, 0.f);

@@ -40,6 +40,9 @@ class Method {
   // What the method approximates, evaluated the plain way: softmax attention unless the method has another score
   // function. Slow; for checks.
   virtual Status RunReference(Executor& executor, const Problem& problem, const Output& output) const;
+  // Whether it attends to more than the problem's keys (a prefix read from a file): a row that sees no key has an
+  // answer then, and there may be no keys at all.
+  virtual bool HasOwnKeys() const { return false; }
 };
 
 struct MethodInfo {

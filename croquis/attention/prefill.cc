@@ -14,7 +14,12 @@ Status CheckMethod(const std::string& text) {
     return Unsupported("prefill " + Quoted(text) + ": " + spec.name + " " +
                        (info->softmax ? "takes no causal mask" : "has a score function other than softmax") +
                        ", so a trained model cannot run on it; croquis attn --list tells which methods can");
-  CROQUIS_CHECK_OK(Make(text));
+  CROQUIS_TRY(const auto method, Make(text));
+  if (method->HasOwnKeys())
+    return Unsupported(
+        "prefill " + Quoted(text) +
+        ": the cache would not hold the prefix of the file, and generation would go on without it; leave "
+        "file out");
   return {};
 }
 

@@ -62,6 +62,20 @@ TEST(Spec, ParsesAndCompletes) {
     EXPECT_FALSE(Complete(*ParseSpec(bad), params)) << bad;
 }
 
+TEST(Spec, ValuesMayBePaths) {
+  const ParamInfo params[] = {{.name = "file", .def = "-", .text = true}, {"bits", "4", 1, 8}};
+  const auto s = ParseSpec("a:file=/x/y-1.2+z_3.ntk,bits=5");
+  ASSERT_TRUE(s);
+  const auto full = Complete(*s, params);
+  ASSERT_TRUE(full);
+  EXPECT_EQ(full->Word("file"), "/x/y-1.2+z_3.ntk");
+  EXPECT_EQ(full->Int("bits"), 5);
+  EXPECT_EQ(ToString(*ParseSpec(ToString(*full))), ToString(*full));
+  for (const char* bad : {"a:file=", "a:file=x y", "a:file=x:y", "a:fi/le=x", "a/b:file=x"})
+    EXPECT_FALSE(ParseSpec(bad)) << bad;
+  EXPECT_FALSE(Complete(*ParseSpec("a:bits=4/2"), params));
+}
+
 TEST(Executor, EveryTaskOnceOnAnyNumberOfThreads) {
   for (int threads : {1, 2, 3, 7}) {
     Executor pool(threads);

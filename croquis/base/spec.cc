@@ -13,6 +13,9 @@ bool WordChar(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '.' || c == '-';
 }
 bool IsWord(std::string_view s) { return !s.empty() && std::all_of(s.begin(), s.end(), WordChar); }
+bool IsValue(std::string_view s) {
+  return !s.empty() && std::all_of(s.begin(), s.end(), [](char c) { return WordChar(c) || c == '/' || c == '+'; });
+}
 
 bool InChoices(std::string_view choices, std::string_view word) {
   while (true) {
@@ -41,6 +44,7 @@ std::string Short(double v) {
 
 Status CheckValue(const std::string& method, const ParamInfo& p, std::string_view value) {
   const std::string what = method + ": " + std::string(p.name) + " is ", got = ", got '" + std::string(value) + "'";
+  if (p.text) return {};
   if (!p.choices.empty()) {
     if (!InChoices(p.choices, value)) return InvalidArgument(what + "one of " + std::string(p.choices) + got);
   } else if (p.IsReal()) {
@@ -97,7 +101,7 @@ Result<Spec> ParseSpec(std::string_view text) {
     const size_t comma = rest.find(',');
     const std::string_view item = rest.substr(0, comma);
     const size_t eq = item.find('=');
-    if (eq == item.npos || !IsWord(item.substr(0, eq)) || !IsWord(item.substr(eq + 1)))
+    if (eq == item.npos || !IsWord(item.substr(0, eq)) || !IsValue(item.substr(eq + 1)))
       return InvalidArgument(spec.name + ": wanted key=value, got " + Quoted(item) + " in " + Quoted(text));
     const std::string_view key = item.substr(0, eq);
     for (const auto& [k, v] : spec.params)

@@ -20,6 +20,7 @@ struct ParamInfo {
   std::string_view choices = {};  // "auto|none|rope": the words allowed; empty for integers
   std::string_view help = {};
   double real_min = 0, real_max = 0;  // inclusive range of a real number; used when real_max > real_min
+  bool text = false;                  // any value, as the path of a file
   bool IsReal() const { return real_max > real_min; }
 };
 
@@ -34,7 +35,7 @@ struct Spec {
   void Set(std::string_view param, std::string value);
 };
 
-// Syntax only: "eden:bits=4,center=none". Names and values are [A-Za-z0-9_.-]+.
+// Syntax only: "eden:bits=4,center=none". Names are [A-Za-z0-9_.-]+; values may have / and + in them, too.
 Result<Spec> ParseSpec(std::string_view text);
 // Adds defaults in the order of `params` and checks names, ranges and words.
 Result<Spec> Complete(const Spec& spec, std::span<const ParamInfo> params);

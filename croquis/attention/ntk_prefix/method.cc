@@ -1,12 +1,13 @@
 // Attention whose first keys are replaced by a state of fixed size; the rest is exact.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "croquis/attention/method.h"
 #include "croquis/attention/ntk_prefix/ntk_prefix.h"
+#include "croquis/attention/reference.h"
 #include "croquis/attention/row_error.h"
 #include "croquis/attention/tiles.h"
 
@@ -17,16 +18,23 @@ const ParamInfo kParams[] = {
     {"prefix", "64", 0, 1 << 30, {}, "keys, from the first on, that the state stands for"},
     {"features", "elu", 0, 0, "elu|elu-paper|taylor1|taylor2|favor", "the map phi; see docs/methods/ntk-prefix.md"},
     {"m", "256", 1, 65536, {}, "features of favor"},
+    {.name = "file",
+     .def = "-",
+     .help = "a state (croquis attn --save-prefix) that stands before all keys, in place of the other parameters; -: "
+             "none",
+     .text = true},
     kPrecisionParam,
 };
 
-PrefixFeatures FeaturesOf(std::string_view word) {
-  if (word == "elu") return PrefixFeatures::kElu;
-  if (word == "elu-paper") return PrefixFeatures::kEluPaper;
-  if (word == "taylor1") return PrefixFeatures::kTaylor1;
-  if (word == "taylor2") return PrefixFeatures::kTaylor2;
-  return PrefixFeatures::kFavor;
-}
+// What stands for keys: the problem's first ones, or, read from a file, others that come before all of them.
+struct Prefix {
+  const NtkPrefix& state;
+  int64_t keys;  // of the problem
+  bool loaded;
+
+  // A problem of a batch has its heads several times.
+  int64_t Head(int64_t kv) const { return kv % state.heads(); }
+};
 
 struct Worker {
   QueryTile tile;
@@ -36,86 +44,127 @@ struct Worker {
 
 class NtkPrefixMethod final : public Method {
  public:
-  NtkPrefixMethod(Spec spec, uint64_t seed) : spec_(std::move(spec)), seed_(seed) {}
+  NtkPrefixMethod(Spec spec, uint64_t seed, std::unique_ptr<const NtkPrefix> loaded)
+      : spec_(std::move(spec)), seed_(seed), loaded_(std::move(loaded)) {}
+
+  bool HasOwnKeys() const override { return loaded_ != nullptr; }
 
   Status Run(Executor& executor, const Problem& p, const Output& output, RunReport* report) const override {
-    const TileType type = TileTypeOf(spec_, p);
-    const int64_t nq = p.q.rows, tiles = (nq + kTileRows - 1) / kTileRows, group = p.Group();
-    const int64_t prefix = std::min(spec_.Int("prefix"), p.k.rows);
-    PrefixConfig config;
-    config.features = FeaturesOf(spec_.Word("features"));
-    config.favor = spec_.Int("m");
-    config.scale = p.scale;
-    config.seed = seed_;
-    TensorView k = p.k, v = p.v;
-    k.rows = v.rows = prefix;
-    CROQUIS_TRY(const NtkPrefix state, NtkPrefix::FromKeysValues(executor, k, v, config));
-    CROQUIS_CHECK_OK(
-        CheckMemory(int64_t(KeySet::Bytes(type, p.k.rows, p.q.dim, p.v.dim)), "the packed keys of a head"));
-    std::vector<Worker> workers;
-    workers.reserve(size_t(executor.threads()));
-    for (int i = 0; i < executor.threads(); ++i)
-      workers.push_back({QueryTile(type, p.q.dim, p.v.dim), state.MakeScratch(kTileRows),
-                         Matrix<float>(kTileRows, p.q.dim), Matrix<float>(kTileRows, p.v.dim)});
-    KeySet keys(type, p.k.rows, p.q.dim, p.v.dim);
-    std::atomic<int64_t> fallbacks{0};
-    std::vector<double> errors(size_t(p.q.heads * nq), -1), gaps(size_t(p.q.heads * nq));
-    for (int64_t kv = 0; kv < p.k.heads; ++kv) {
-      keys.Pack(executor, p.k.Head(kv), p.v.Head(kv));
-      const double largest = LargestNorm(executor, p.v.Head(kv));
-      executor.ParallelFor(group * tiles, [&](int64_t task, int worker) {
-        const int64_t h = kv * group + task % group, first = (tiles - 1 - task / group) * kTileRows;
-        fallbacks += RunTile(p, output, keys, state, prefix, h, first, workers[size_t(worker)]);
-        Probe(p, output, keys, h, first, workers[size_t(worker)], largest, errors.data() + h * nq,
-              gaps.data() + h * nq);
-      });
+    if (loaded_ != nullptr) {
+      CROQUIS_CHECK_OK(CheckLoaded(p));
+      return RunWith(executor, p, output, {*loaded_, 0, true}, report);
     }
-    Summarise(p, state, prefix, errors, gaps, report);
-    report->fallback_rows = fallbacks;
-    report->pairs += double(fallbacks) * double(prefix);
-    report->kernel = simd::Tiles(type).name;
-    return {};
+    const int64_t keys = std::min(spec_.Int("prefix"), p.k.rows);
+    TensorView k = p.k, v = p.v;
+    k.rows = v.rows = keys;
+    CROQUIS_TRY(const NtkPrefix state,
+                NtkPrefix::FromKeysValues(executor, k, v, PrefixConfig::From(spec_, p.scale, seed_)));
+    return RunWith(executor, p, output, {state, keys, false}, report);
   }
 
+  Status RunReference(Executor& executor, const Problem& p, const Output& output) const override;
+
  private:
-  static int64_t RunTile(const Problem& p, const Output& output, const KeySet& keys, const NtkPrefix& state,
-                         int64_t prefix, int64_t h, int64_t first, Worker& w);
+  Status CheckLoaded(const Problem& p) const;
+  Status RunWith(Executor& executor, const Problem& p, const Output& output, const Prefix& prefix,
+                 RunReport* report) const;
+  static std::vector<int64_t> RunTile(const Problem& p, const Output& output, const KeySet& keys, const Prefix& prefix,
+                                      int64_t h, int64_t first, Worker& w);
   static void Probe(const Problem& p, const Output& output, const KeySet& keys, int64_t h, int64_t first, Worker& w,
                     double largest, double* errors, double* gaps);
-  static void Summarise(const Problem& p, const NtkPrefix& state, int64_t prefix, const std::vector<double>& errors,
+  static void Summarise(const Problem& p, const Prefix& prefix, const std::vector<double>& errors,
                         const std::vector<double>& gaps, RunReport* report);
 
   Spec spec_;
   uint64_t seed_;
+  std::unique_ptr<const NtkPrefix> loaded_;
 };
 
+// Whether the state of the file was made for such a problem.
+Status NtkPrefixMethod::CheckLoaded(const Problem& p) const {
+  const NtkPrefix& s = *loaded_;
+  const auto text = [](int64_t heads, int64_t dim, int64_t value_dim) {
+    return std::to_string(heads) + " kv heads of dim " + std::to_string(dim) + ", values of " +
+           std::to_string(value_dim);
+  };
+  if (p.k.heads % s.heads() != 0 || p.q.dim != s.dim() || p.v.dim != s.value_dim())
+    return InvalidArgument("ntk-prefix: the file holds " + text(s.heads(), s.dim(), s.value_dim()) +
+                           "; this problem has " + text(p.k.heads, p.q.dim, p.v.dim));
+  const float made_for = s.config().scale;
+  if (std::abs(p.scale - made_for) > 1e-5f * std::abs(made_for))
+    return InvalidArgument("ntk-prefix: the file was made for logits of scale " + std::to_string(made_for) + ", not " +
+                           std::to_string(p.scale) + "; give that scale, or convert the prefix with this one");
+  return {};
+}
+
+Status NtkPrefixMethod::RunWith(Executor& executor, const Problem& p, const Output& output, const Prefix& prefix,
+                                RunReport* report) const {
+  const TileType type = TileTypeOf(spec_, p);
+  const int64_t nq = p.q.rows, tiles = (nq + kTileRows - 1) / kTileRows, group = p.Group();
+  CROQUIS_CHECK_OK(CheckMemory(int64_t(KeySet::Bytes(type, p.k.rows, p.q.dim, p.v.dim)), "the packed keys of a head"));
+  std::vector<Worker> workers;
+  workers.reserve(size_t(executor.threads()));
+  for (int i = 0; i < executor.threads(); ++i)
+    workers.push_back({QueryTile(type, p.q.dim, p.v.dim), prefix.state.MakeScratch(kTileRows),
+                       Matrix<float>(kTileRows, p.q.dim), Matrix<float>(kTileRows, p.v.dim)});
+  KeySet keys(type, p.k.rows, p.q.dim, p.v.dim);
+  std::vector<std::vector<int64_t>> failed(size_t(p.q.heads * tiles));  // rows without a state, of each tile
+  std::vector<double> errors(size_t(p.q.heads * nq), -1), gaps(size_t(p.q.heads * nq));
+  for (int64_t kv = 0; kv < p.k.heads; ++kv) {
+    keys.Pack(executor, p.k.Head(kv), p.v.Head(kv));
+    const double largest = LargestNorm(executor, p.v.Head(kv));
+    executor.ParallelFor(group * tiles, [&](int64_t task, int worker) {
+      const int64_t h = kv * group + task % group, tile = tiles - 1 - task / group, first = tile * kTileRows;
+      failed[size_t(h * tiles + tile)] = RunTile(p, output, keys, prefix, h, first, workers[size_t(worker)]);
+      if (!prefix.loaded)
+        Probe(p, output, keys, h, first, workers[size_t(worker)], largest, errors.data() + h * nq,
+              gaps.data() + h * nq);
+    });
+  }
+  Summarise(p, prefix, errors, gaps, report);
+  report->kernel = simd::Tiles(type).name;
+  for (size_t t = 0; t < failed.size(); ++t) {
+    if (prefix.loaded && !failed[t].empty())
+      return Numeric("ntk-prefix: the state of the file has no positive mass for head " +
+                     std::to_string(int64_t(t) / tiles) + ", row " + std::to_string(failed[t][0]) +
+                     ", and there are no keys to use instead; convert with features that are positive (elu, taylor2, "
+                     "favor)");
+    report->fallback_rows += int64_t(failed[t].size());
+  }
+  report->pairs += double(report->fallback_rows) * double(prefix.keys);
+  return {};
+}
+
 // Rows that see the whole prefix read the state, others (within it) their keys. Returns rows for which the state gave
-// no positive mass; they read the prefix's keys too.
-int64_t NtkPrefixMethod::RunTile(const Problem& p, const Output& output, const KeySet& keys, const NtkPrefix& state,
-                                 int64_t prefix, int64_t h, int64_t first, Worker& w) {
+// no positive mass; they read the prefix's keys too, where it has some.
+std::vector<int64_t> NtkPrefixMethod::RunTile(const Problem& p, const Output& output, const KeySet& keys,
+                                              const Prefix& prefix, int64_t h, int64_t first, Worker& w) {
   const int64_t rows = std::min(kTileRows, p.q.rows - first);
   const RowsView queries = p.q.Head(h).Rows(first, rows);
   Range visible[kTileRows];
-  int64_t begin = p.k.rows, end = 0, failed = 0;
+  bool whole[kTileRows];  // sees the whole prefix
+  int64_t begin = p.k.rows, end = 0;
   for (int64_t r = 0; r < rows; ++r) {
     visible[r] = p.Visible(first + r);
-    if (visible[r].last >= prefix) visible[r].first = prefix;
+    whole[r] = prefix.loaded || (prefix.keys > 0 && visible[r].last >= prefix.keys);
+    if (whole[r]) visible[r].first = prefix.keys;
     begin = std::min(begin, visible[r].first), end = std::max(end, visible[r].last);
   }
   w.tile.Load(queries, rows, p.scale);
   w.tile.Attend(keys, begin, end, {visible, size_t(rows)});
   float m[kTileRows], l[kTileRows];
-  if (prefix > 0) {
+  std::vector<int64_t> failed;
+  if (std::find(whole, whole + rows, true) != whole + rows) {
     for (int64_t r = 0; r < rows; ++r) queries.Read(r, w.q.Row(r));
-    state.Evaluate(h / p.Group(), {w.q.data(), rows, p.q.dim}, w.a.View().Rows(0, rows), m, l, w.scratch);
+    prefix.state.Evaluate(prefix.Head(h / p.Group()), {w.q.data(), rows, p.q.dim}, w.a.View().Rows(0, rows), m, l,
+                          w.scratch);
     for (int64_t r = 0; r < rows; ++r) {
-      const bool whole = visible[r].first == prefix && visible[r].last >= prefix;
       const bool good = l[r] > 0 && std::isfinite(l[r]) && simd::Dense().all_below(w.a.Row(r), p.v.dim, 1e38f);
-      if (whole && good) w.tile.Merge(r, {m[r], l[r], {w.a.Row(r), size_t(p.v.dim)}});
-      failed += whole && !good;
-      visible[r] = whole && !good ? Range{0, prefix} : Range{0, 0};
+      if (whole[r] && good) w.tile.Merge(r, {m[r], l[r], {w.a.Row(r), size_t(p.v.dim)}});
+      if (whole[r] && !good) failed.push_back(first + r);
+      visible[r] = whole[r] && !good ? Range{0, prefix.keys} : Range{0, 0};
     }
-    if (failed > 0) w.tile.Attend(keys, 0, prefix, {visible, size_t(rows)});
+    if (!failed.empty() && prefix.keys > 0) w.tile.Attend(keys, 0, prefix.keys, {visible, size_t(rows)});
   }
   for (int64_t r = 0; r < rows; ++r) {
     const float lse = w.tile.Finalize(r, output.Head(h, p.q.rows, p.v.dim)[first + r]);
@@ -137,8 +186,8 @@ void NtkPrefixMethod::Probe(const Problem& p, const Output& output, const KeySet
   if (output.lse != nullptr) gaps[i] = std::pow(double(output.lse[h * p.q.rows + i]) - double(lse), 2);
 }
 
-void NtkPrefixMethod::Summarise(const Problem& p, const NtkPrefix& state, int64_t prefix,
-                                const std::vector<double>& errors, const std::vector<double>& gaps, RunReport* report) {
+void NtkPrefixMethod::Summarise(const Problem& p, const Prefix& prefix, const std::vector<double>& errors,
+                                const std::vector<double>& gaps, RunReport* report) {
   double sum = 0, gap = 0, probes = 0;
   for (size_t i = 0; i < errors.size(); ++i) {
     if (errors[i] < 0) continue;
@@ -146,17 +195,57 @@ void NtkPrefixMethod::Summarise(const Problem& p, const NtkPrefix& state, int64_
   }
   report->est_error = probes == 0 ? -1 : sum / probes;
   report->lse_std = probes == 0 ? -1 : std::sqrt(gap / probes);
-  report->pairs = double(p.k.heads * prefix) * double(state.features());
+  const auto features = double(prefix.state.features());
+  report->pairs = double(p.k.heads * prefix.keys) * features;
   for (int64_t i = 0; i < p.q.rows; ++i) {
     const int64_t last = p.Visible(i).last;
-    const double pairs =
-        last >= prefix ? double(last - prefix) + double(prefix > 0 ? state.features() : 0) : double(last);
-    report->pairs += double(p.q.heads) * pairs;
+    const bool whole = prefix.loaded || (prefix.keys > 0 && last >= prefix.keys);
+    report->pairs += double(p.q.heads) * (whole ? double(last - prefix.keys) + features : double(last));
   }
 }
 
+// Of a loaded state it is what the state says, merged in double with softmax over the keys: what the state stands for
+// is not known.
+Status NtkPrefixMethod::RunReference(Executor& executor, const Problem& p, const Output& output) const {
+  if (loaded_ == nullptr) return Method::RunReference(executor, p, output);
+  CROQUIS_CHECK_OK(CheckLoaded(p));
+  const int64_t nq = p.q.rows, dv = p.v.dim;
+  std::vector<float> lses(size_t(p.q.heads * nq), kEmptyMax);
+  Output softmax = output;
+  softmax.lse = lses.data();
+  if (p.k.rows > 0) CROQUIS_CHECK_OK(SoftmaxReference(executor, p, softmax));
+  executor.ParallelFor(p.q.heads, [&](int64_t h, int) {
+    NtkPrefix::Scratch scratch = loaded_->MakeScratch(1);
+    Matrix<float> q(1, p.q.dim), a(1, dv);
+    for (int64_t i = 0; i < nq; ++i) {
+      float m = 0, l = 0;
+      p.q.Head(h).Read(i, q.Row(0));
+      loaded_->Evaluate(Prefix{*loaded_, 0, true}.Head(h / p.Group()), q.View(), a.View(), &m, &l, scratch);
+      float& lse = lses[size_t(h * nq + i)];
+      const double top = std::max(double(m), double(lse)), of_state = std::exp(double(m) - top),
+                   of_keys = std::exp(double(lse) - top), mass = of_state * double(l) + of_keys;
+      const auto out = output.Head(h, nq, dv)[i];
+      for (int64_t c = 0; c < dv; ++c) {
+        const double key_part = p.k.rows > 0 ? of_keys * double(out[size_t(c)]) : 0;
+        out[size_t(c)] = float((of_state * double(a.Row(0)[c]) + key_part) / mass);
+      }
+      lse = float(top + std::log(mass));
+    }
+  });
+  if (output.lse != nullptr) std::copy(lses.begin(), lses.end(), output.lse);
+  return {};
+}
+
 Result<std::unique_ptr<const Method>> MakeNtkPrefix(const Spec& spec, uint64_t seed) {
-  return std::make_unique<NtkPrefixMethod>(spec, seed);
+  std::unique_ptr<const NtkPrefix> loaded;
+  if (const std::string_view path = spec.Word("file"); path != "-") {
+    for (const ParamInfo& p : kParams)
+      if ((p.name == "prefix" || p.name == "features" || p.name == "m") && spec.Word(p.name) != p.def)
+        return InvalidArgument("ntk-prefix: " + std::string(p.name) + " is given by the file; leave it out");
+    CROQUIS_TRY(NtkPrefix state, NtkPrefix::Load(std::string(path)));
+    loaded = std::make_unique<const NtkPrefix>(std::move(state));
+  }
+  return std::make_unique<NtkPrefixMethod>(spec, seed, std::move(loaded));
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include "croquis/attention/problem.h"
 #include "croquis/base/executor.h"
 #include "croquis/base/result.h"
+#include "croquis/base/spec.h"
 
 namespace croquis::attention {
 
@@ -33,6 +34,8 @@ struct PrefixConfig {
   uint64_t seed = 0;    // of the w of kFavor
 
   int64_t Features(int64_t dim) const;
+  // From the parameters of ntk-prefix, completed.
+  static PrefixConfig From(const Spec& spec, float scale, uint64_t seed);
 };
 
 // The states of all kv heads of a layer. Copies are cheap to make and independent.
@@ -47,9 +50,11 @@ class NtkPrefix {
   static Result<NtkPrefix> FromState(const PrefixConfig& config, int64_t heads, int64_t dim, int64_t value_dim,
                                      std::span<const float> sums, std::span<const float> masses);
 
-  // The file: "CRQNTKP1"; uint32 features (the enumerator), heads, dim, value_dim, features of a head; float32 scale;
-  // uint64 seed; then for each head float32 exponents [features] (zeros but for kFavor), Z [features, value_dim], z
-  // [features]: the state is e^exponent times Z and z. Little-endian, nothing after it.
+  // The file: "CRQNTKP" and a digit, the version (2); uint32 features (the enumerator), heads, dim, value_dim, features
+  // of a head; float32 scale; uint64 seed; then for each head float32 exponents [features] (zeros but for kFavor), Z
+  // [features, value_dim], z [features]: the state is e^exponent times Z and z; then the CRC-32 of all that.
+  // Little-endian, nothing after it. Written to a temporary name and renamed. Errors name the path: kNotFound, kIo,
+  // kCorrupt, kUnsupported (another version), kNoMemory (found before memory is taken).
   Status Save(const std::string& path) const;
   static Result<NtkPrefix> Load(const std::string& path);
 

@@ -3,9 +3,12 @@
 
 #include <gtest/gtest.h>
 #include <unistd.h>
+#include <zlib.h>
 
 #include <cmath>
 #include <cstdio>
+#include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <string>
 
@@ -289,16 +292,157 @@ TEST_F(NtkPrefixFile, DamageIsNoticed) {
   expect(good.substr(0, 30), Code::kCorrupt);
   expect(good.substr(0, good.size() - 1), Code::kCorrupt);
   expect(good + "x", Code::kCorrupt);
+  // Any bit behind the version changes the checksum, the size, or the number of features.
+  for (size_t at = 8; at < good.size(); ++at) {
+    std::string bad = good;
+    bad[at] = char(bad[at] ^ (1 << at % 8));
+    expect(bad, Code::kCorrupt);
+  }
+  std::string other = good;
+  other[7] = '1';
+  expect(other, Code::kUnsupported);
   for (const size_t at : {0, 8, 12, 16, 20, 24}) {  // magic, and each number of the header
     std::string bad = good;
     for (size_t i = 0; i < 4; ++i) bad[at + i] = char(0xff);
     expect(bad, Code::kCorrupt);
   }
+  // Numbers that are none, with a right checksum.
   std::string nan = good;
-  for (size_t i = good.size() - 4; i < good.size(); ++i) nan[i] = char(0xff);
+  for (size_t i = good.size() - 8; i < good.size() - 4; ++i) nan[i] = char(0xff);
+  const auto sum = uint32_t(crc32(0, reinterpret_cast<const Bytef*>(nan.data()), uInt(nan.size() - 4)));
+  std::memcpy(&nan[nan.size() - 4], &sum, 4);
   expect(nan, Code::kCorrupt);
   EXPECT_EQ(NtkPrefix::Load(path_ + ".none").error().code, Code::kNotFound);
   EXPECT_EQ(made->Save("/nonexistent-folder/x").error().code, Code::kIo);
+}
+
+// A file that is there stays when another cannot be written, and nothing else is left in the folder.
+TEST_F(NtkPrefixFile, IsWrittenWholeOrNotAtAll) {
+  const RandomProblem r({.nq = 1, .nk = 20, .dim = 4, .value_dim = 3});
+  Executor executor(1);
+  const auto made = NtkPrefix::FromKeysValues(executor, r.problem.k, r.problem.v, {});
+  ASSERT_TRUE(made);
+  ASSERT_TRUE(made->Save(path_));
+  ASSERT_TRUE(made->Save(path_));  // replaces itself
+  EXPECT_TRUE(NtkPrefix::Load(path_));
+  namespace fs = std::filesystem;
+  const fs::path folder = path_ + ".folder";
+  fs::create_directories(folder / "taken");
+  const Status failed = made->Save((folder / "taken").string());
+  ASSERT_FALSE(failed);
+  EXPECT_EQ(failed.error().code, Code::kIo);
+  EXPECT_NE(failed.error().message.find("ntk-prefix"), std::string::npos);
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder), {}), 1);
+  fs::remove_all(folder);
+}
+
+// A state from a file stands before all keys: the same as replacing the first keys of a longer problem, for rows that
+// see all of those.
+TEST_F(NtkPrefixFile, StandsBeforeTheKeys) {
+  const int64_t prefix = 90, rest = 75, d = 8;
+  for (const bool causal : {false, true})
+    for (const char* features : {"elu", "taylor2", "favor"}) {
+      const RandomProblem r({.heads = 4,
+                             .kv_heads = 2,
+                             .nq = rest,
+                             .nk = prefix + rest,
+                             .dim = d,
+                             .value_dim = d,
+                             .causal = causal,
+                             .size = .7f});
+      Executor executor(2);
+      TensorView k = r.problem.k, v = r.problem.v;
+      k.rows = v.rows = prefix;
+      const Spec spec = *ResolveSpec(std::string("ntk-prefix:m=64,features=") + features);
+      const auto state = NtkPrefix::FromKeysValues(executor, k, v, PrefixConfig::From(spec, r.problem.scale, 3));
+      ASSERT_TRUE(state);
+      ASSERT_TRUE(state->Save(path_));
+      RunReport report;
+      const Answer want =
+          RunMethod("ntk-prefix:precision=f32,m=64,prefix=90,features=" + std::string(features), r.problem);
+      Problem after = r.problem;
+      after.k.data = r.problem.k.Head(0).Row(prefix), after.v.data = r.problem.v.Head(0).Row(prefix);
+      after.k.rows = after.v.rows = rest;
+      after.mask.offset = 0;
+      const std::string method = "ntk-prefix:precision=f32,file=" + path_;
+      const Answer got = RunMethod(method, after, &report);
+      EXPECT_LT(RelativeL1(got.out, want.out), 2e-6) << features;
+      EXPECT_LT(RelativeL1(got.lse, want.lse), 2e-6) << features;
+      EXPECT_EQ(report.est_error, -1);
+      EXPECT_GT(report.pairs, report.exact_pairs);
+      // Its own reference says the same.
+      Answer reference(after);
+      ASSERT_TRUE((*Make(method))->RunReference(executor, after, reference.View()));
+      EXPECT_LT(RelativeL1(got.out, reference.out), 2e-6) << features;
+      EXPECT_LT(RelativeL1(got.lse, reference.lse), 2e-6) << features;
+    }
+}
+
+TEST_F(NtkPrefixFile, AnswersRowsThatSeeNoKeyAndProblemsWithoutKeys) {
+  const RandomProblem r({.heads = 2, .kv_heads = 2, .nq = 70, .nk = 40, .dim = 8, .value_dim = 8, .causal = true});
+  Executor executor(2);
+  const auto state = NtkPrefix::FromKeysValues(executor, r.problem.k, r.problem.v, {.scale = r.problem.scale});
+  ASSERT_TRUE(state);
+  ASSERT_TRUE(state->Save(path_));
+  const std::string method = "ntk-prefix:file=" + path_;
+  // The state alone: rows 0 to 29 see no key here.
+  const Answer some = RunMethod(method, r.problem);
+  Problem none = r.problem;
+  none.k.rows = none.v.rows = 0;
+  const Answer alone = RunMethod(method, none);
+  const Answer want = RunMethod("ntk-prefix:prefix=40", [&] {
+    Problem p = r.problem;
+    p.mask.causal = false;
+    return p;
+  }());
+  EXPECT_LT(RelativeL1(alone.out, want.out), 1e-6);
+  for (int64_t h = 0; h < 2; ++h)
+    for (int64_t i = 0; i < 70; ++i)
+      for (int64_t c = 0; c < 8; ++c) {
+        const size_t at = size_t((h * 70 + i) * 8 + c);
+        if (i < 30) {
+          ASSERT_NEAR(some.out[at], alone.out[at], 1e-6) << i;
+        } else if (c == 0) {
+          EXPECT_NE(some.out[at], alone.out[at]) << i;
+        }
+      }
+}
+
+TEST_F(NtkPrefixFile, RefusesWhatItWasNotMadeFor) {
+  const RandomProblem r({.heads = 2, .kv_heads = 2, .nq = 9, .nk = 50, .dim = 8, .value_dim = 8, .size = 3});
+  Executor executor(1);
+  const auto save = [&](const PrefixConfig& config) {
+    const auto made = NtkPrefix::FromKeysValues(executor, r.problem.k, r.problem.v, config);
+    ASSERT_TRUE(made);
+    ASSERT_TRUE(made->Save(path_));
+  };
+  save({.scale = r.problem.scale});
+  const auto expect = [&](const Problem& p, Code code, const char* says) {
+    const auto method = Make("ntk-prefix:file=" + path_);
+    ASSERT_TRUE(method);
+    Answer a(p);
+    const Status ran = attention::Run(executor, **FindMethod("ntk-prefix"), **method, p, a.View());
+    ASSERT_FALSE(ran) << says;
+    EXPECT_EQ(ran.error().code, code) << ran.error().message;
+    EXPECT_NE(ran.error().message.find(says), std::string::npos) << ran.error().message;
+  };
+  Problem p = r.problem;
+  p.scale *= 2;
+  expect(p, Code::kInvalidArgument, "scale");
+  expect(RandomProblem({.nq = 9, .nk = 9, .dim = 8, .value_dim = 8}).problem, Code::kInvalidArgument, "2 kv heads");
+  expect(RandomProblem({.heads = 2, .kv_heads = 2, .nq = 9, .nk = 9, .dim = 7, .value_dim = 8}).problem,
+         Code::kInvalidArgument, "of dim 8");
+  // Two of a batch.
+  RunMethod("ntk-prefix:file=" + path_,
+            RandomProblem({.heads = 4, .kv_heads = 4, .nq = 9, .nk = 9, .dim = 8, .value_dim = 8}).problem);
+  // 1 + s is negative for most keys.
+  save({.features = PrefixFeatures::kTaylor1, .scale = r.problem.scale});
+  expect(RandomProblem({.heads = 2, .kv_heads = 2, .nq = 200, .nk = 9, .dim = 8, .value_dim = 8, .size = 30}).problem,
+         Code::kNumeric, "no positive mass");
+  EXPECT_EQ(Make("ntk-prefix:prefix=3,file=" + path_).error().code, Code::kInvalidArgument);
+  EXPECT_EQ(Make("ntk-prefix:file=" + path_ + ".none").error().code, Code::kNotFound);
+  Write("something else");
+  EXPECT_EQ(Make("ntk-prefix:file=" + path_).error().code, Code::kCorrupt);
 }
 
 TEST(NtkPrefix, TrainedStatesEnterByMagnitude) {

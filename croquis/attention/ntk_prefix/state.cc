@@ -35,6 +35,16 @@ linear::FeatureMap MapOf(const PrefixConfig& config, int64_t dim) {
 
 int64_t PrefixConfig::Features(int64_t dim) const { return MapOf(*this, dim).features(); }
 
+PrefixConfig PrefixConfig::From(const Spec& spec, float scale, uint64_t seed) {
+  const std::string_view word = spec.Word("features");
+  const auto features = word == "elu"         ? PrefixFeatures::kElu
+                        : word == "elu-paper" ? PrefixFeatures::kEluPaper
+                        : word == "taylor1"   ? PrefixFeatures::kTaylor1
+                        : word == "taylor2"   ? PrefixFeatures::kTaylor2
+                                              : PrefixFeatures::kFavor;
+  return {.features = features, .favor = spec.Int("m"), .scale = scale, .seed = seed};
+}
+
 NtkPrefix::NtkPrefix(const PrefixConfig& config, int64_t heads, int64_t dim, int64_t value_dim)
     : config_(config),
       heads_(heads),
