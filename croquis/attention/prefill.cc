@@ -55,8 +55,18 @@ Result<std::unique_ptr<Prefill>> Prefill::Make(const PrefillPolicy& policy, int6
   return prefill;
 }
 
-// The method of a text, or exact attention where it does not take the layer's window.
+// Made at the first call: a prompt has as many calls as layers, or heads.
 Result<const Prefill::Entry*> Prefill::Find(const std::string& text, bool window) {
+  auto at = methods_.find({text, window});
+  if (at == methods_.end()) {
+    CROQUIS_TRY(Entry made, Resolve(text, window));
+    at = methods_.emplace(std::pair(text, window), std::move(made)).first;
+  }
+  return &at->second;
+}
+
+// The method of a text, or exact attention where it does not take the layer's window.
+Result<Prefill::Entry> Prefill::Resolve(const std::string& text, bool window) const {
   CROQUIS_TRY(Spec spec, ResolveSpec(text));
   CROQUIS_TRY(const MethodInfo* info, FindMethod(spec.name));
   if (window && !info->window) {
@@ -68,13 +78,8 @@ Result<const Prefill::Entry*> Prefill::Find(const std::string& text, bool window
       spec.Set(key, "bf16");
       break;
     }
-  const std::string full = ToString(spec);
-  auto at = methods_.find(full);
-  if (at == methods_.end()) {
-    CROQUIS_TRY(auto method, attention::Make(full, seed_));
-    at = methods_.emplace(full, Entry{info, std::move(method)}).first;
-  }
-  return &at->second;
+  CROQUIS_TRY(auto method, attention::Make(ToString(spec), seed_));
+  return Entry{info, std::move(method)};
 }
 
 Status Prefill::Attend(Executor& executor, const PrefillCall& c) {

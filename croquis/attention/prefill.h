@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "croquis/attention/method.h"
@@ -67,12 +68,13 @@ class Prefill {
   Prefill() = default;
   Status Run(Executor& executor, const Entry& entry, const Problem& problem, const Output& output);
   Result<const Entry*> Find(const std::string& text, bool window);
+  Result<Entry> Resolve(const std::string& text, bool window) const;
 
   PrefillPolicy policy_;
   int64_t heads_ = 0, kv_heads_ = 0;
   bool bf16_ = false;
   uint64_t seed_ = 0;
-  std::map<std::string, Entry> methods_;
+  std::map<std::pair<std::string, bool>, Entry> methods_;  // by text as the user wrote it, and window
   PrefillReport report_;
   double estimated_rows_ = 0;
 };
