@@ -54,14 +54,46 @@ Result<std::unique_ptr<kvcache::KvCache>> OpenCache(const RunOptions& o, const k
   return kvcache::KvCache::Make(config);
 }
 
+// How the prompt is read.
+struct Reading {
+  std::string method;                         // "exact", "auto:eps=0.05", "chunks"
+  std::unique_ptr<attention::Prefill> whole;  // null: in chunks through the cache
+  std::string why;                            // in chunks
+};
+
+constexpr const char* kChunks = "chunks";
+
+bool AsksForChunks(const RunOptions& o) { return o.prefill.methods == std::vector<std::string>{kChunks}; }
+
+// As asked for by --prefill, otherwise whole where that is possible.
+Result<Reading> ChooseReading(const RunOptions& o, const std::vector<attention::PrefillPolicy>& asked,
+                              const model::Model& model, const kvcache::KvPolicy& kv, int64_t tokens) {
+  Reading reading{kChunks, nullptr, "asked for"};
+  if (AsksForChunks(o)) return reading;
+  if (!asked.empty()) {
+    reading.method = o.prefill.methods[0];
+    CROQUIS_TRY(reading.whole, model.MakePrefill(asked[0], o.prefill.seed));
+    return reading;
+  }
+  reading.why = WhyChunks({.kv = &kv,
+                           .restored = !o.load.empty(),
+                           .tokens = tokens,
+                           .chunk = o.generate.chunk,
+                           .bytes = model.PrefillBytes(tokens, o.generate.chunk),
+                           .available = AvailableMemory()});
+  if (!reading.why.empty()) return reading;
+  reading.method = "exact";
+  CROQUIS_TRY(reading.whole, model.MakePrefill({}, o.prefill.seed));
+  return reading;
+}
+
 Json Figures(const RunOptions& o, const model::Model& model, const Generated& g, int64_t prompt_tokens,
-             const kvcache::Report& report, const attention::Prefill* prefill) {
+             const kvcache::Report& report, const Reading& reading) {
   Json row;
   row["kv"] = o.kv;
-  if (prefill != nullptr) {
-    row["prefill"] = o.prefill.methods[0];
-    AddPrefillColumns(prefill->report(), row);
-  }
+  row["prefill"] = reading.method;
+  row["prefill_chunks_because"] = reading.whole != nullptr ? Json(nullptr) : Json(reading.why);
+  if (reading.whole != nullptr) AddPrefillColumns(reading.whole->report(), row);
   row["model"] = model.config().name;
   row["compute"] = model.Compute();
   row["prompt_tokens"] = prompt_tokens;
@@ -114,7 +146,12 @@ Status Run(const RunOptions& o) {
   CacheOptions cache_options = o.cache;
   cache_options.kv = {o.kv};
   if (auto parsed = ParseCaches(cache_options, 0); !parsed) return parsed.error();
-  CROQUIS_TRY(const std::vector<attention::PrefillPolicy> prefills, ParsePrefills(o.prefill));
+  std::vector<attention::PrefillPolicy> prefills;
+  if (AsksForChunks(o) && !o.prefill.layers.empty())
+    return InvalidArgument("--prefill-layers is for prompts that are read whole; --prefill chunks is not");
+  if (!AsksForChunks(o)) {
+    CROQUIS_TRY(prefills, ParsePrefills(o.prefill));
+  }
   if (!prefills.empty() && !o.load.empty())
     return InvalidArgument(
         "--prefill reads a prompt into an empty cache; a restored one (--load-cache) is continued in "
@@ -144,11 +181,8 @@ Status Run(const RunOptions& o) {
   CROQUIS_TRY(const auto cache, OpenCache(o, config));
   CROQUIS_TRY(const int64_t limit, ContextLimit(o, model->config(), cache->length() + prompt_tokens));
   GenerateOptions generate = o.generate;
-  std::unique_ptr<attention::Prefill> prefill;
-  if (!prefills.empty()) {
-    CROQUIS_TRY(prefill, model->MakePrefill(prefills[0], o.prefill.seed));
-    generate.prefill = prefill.get();
-  }
+  CROQUIS_TRY(const Reading reading, ChooseReading(o, prefills, *model, policies[0], prompt_tokens));
+  generate.prefill = reading.whole.get();
   if (const int64_t room = limit - cache->length() - prompt_tokens; generate.max_tokens > room) {
     Note("only " + Grouped(room) + " tokens fit behind the prompt; raise --ctx for more");
     generate.max_tokens = room;
@@ -167,14 +201,18 @@ Status Run(const RunOptions& o) {
     CROQUIS_CHECK_OK(cache->Save(o.save));
   }
   const kvcache::Report report = cache->GetReport();
-  const Json row = Figures(o, *model, g, prompt_tokens, report, prefill.get());
+  const Json row = Figures(o, *model, g, prompt_tokens, report, reading);
   if (o.common.json) {
     PrintRows(o.common, "run", executor->threads(), {}, Json::array({row}));
   } else if (o.quiet) {
     std::cout << "\n";
   } else {
     PrintFigures(row, report);
-    if (prefill != nullptr) std::cout << "prefill " << DescribePrefill(prefill->report()) << "\n";
+    std::cout << "prefill "
+              << (reading.whole != nullptr
+                      ? "whole, " + reading.method + ": " + DescribePrefill(reading.whole->report())
+                      : "in chunks of " + Grouped(o.generate.chunk) + " through the cache (" + reading.why + ")")
+              << "\n";
   }
   if (Interrupted()) return InterruptedError();
   return {};

@@ -113,6 +113,38 @@ TEST_F(EndToEnd, CachesAreSavedAndRestored) {
   EXPECT_EQ(Read(cache), bytes);
 }
 
+// A long prompt is read whole unless something speaks against it, which is said; in f32 both ways give the same text.
+TEST_F(EndToEnd, LongPromptsAreReadWhole) {
+  const std::string file = Write("prompt.txt", Read(book_).substr(3000, 2500));
+  const auto run = [&](const std::vector<std::string>& more, const char* kv = "f32") {
+    std::vector<std::string> args = {"run", model_, "-f", file, "-n", "16", "--dtype", "f32", "--json", "--kv", kv};
+    args.insert(args.end(), more.begin(), more.end());
+    const Outcome r = Croquis(args);
+    EXPECT_EQ(r.code, 0) << r.err;
+    return r.Json()["rows"][0];
+  };
+  const json whole = run({}), chunks = run({"--prefill", "chunks"}), exact = run({"--prefill", "exact"});
+  ASSERT_GT(whole["prompt_tokens"].get<int>(), 256);
+  EXPECT_EQ(whole["prefill"], "exact");
+  EXPECT_TRUE(whole["prefill_chunks_because"].is_null());
+  EXPECT_EQ(whole["pairs_share"], 1.0);
+  EXPECT_EQ(chunks["prefill"], "chunks");
+  EXPECT_EQ(whole["text"], chunks["text"]);
+  EXPECT_EQ(whole["text"], exact["text"]);
+  EXPECT_EQ(whole["cache_bytes"], chunks["cache_bytes"]);
+  const json evicts = run({}, "h2o");
+  EXPECT_EQ(evicts["prefill"], "chunks");
+  EXPECT_NE(evicts["prefill_chunks_because"].get<std::string>().find("evicts"), std::string::npos);
+  EXPECT_EQ(run({"--chunk", "4096"})["prefill"], "chunks");
+  for (const auto& [prefill, says] : {std::pair{"exact", "prefill whole, exact: 100.0 %"},
+                                      {"chunks", "prefill in chunks of 256 through the cache (asked for)"}}) {
+    const Outcome text = Croquis({"run", model_, "-f", file, "-n", "2", "--prefill", prefill});
+    EXPECT_EQ(text.code, 0) << text.err;
+    EXPECT_NE(text.out.find(says), std::string::npos) << text.out;
+  }
+  EXPECT_EQ(Croquis({"run", "-p", "x", "--prefill", "chunks", "--prefill-layers", "0=exact"}).code, 2);
+}
+
 TEST_F(EndToEnd, LongPromptsNeedAContext) {
   std::string text;
   for (int i = 0; i < 2100; i++) text += "word ";

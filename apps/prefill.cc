@@ -3,6 +3,7 @@
 #include <iostream>
 
 #include "apps/progress.h"
+#include "croquis/base/memory.h"
 #include "croquis/eval/compare_prefill.h"
 #include "croquis/eval/text.h"
 
@@ -49,7 +50,8 @@ void AddPrefillOptions(CLI::App& command, PrefillOptions& options, bool several)
           ? "Compare ways to compute attention while a prompt is read, instead of caches: exact, auto:eps=0.05, "
             "hyper:...; may be given several times (croquis attn --list)"
           : "Read the prompt whole, attention computed by this method: exact, auto:eps=0.05, hyper:... (croquis attn "
-            "--list); default: in chunks, through the cache");
+            "--list), or in chunks, through the cache: chunks; default: exact where its activations fit in half of the "
+            "free memory and the cache does not evict");
   if (several)
     method->take_all()->expected(1);
   else
@@ -73,6 +75,18 @@ Result<std::vector<attention::PrefillPolicy>> ParsePrefills(const PrefillOptions
     policies.push_back(*std::move(policy));
   }
   return policies;
+}
+
+std::string WhyChunks(const ReadingFacts& f) {
+  if (f.restored) return "the prompt continues a restored cache";
+  if (f.tokens <= f.chunk) return "a chunk holds the prompt";
+  bool evicts = !f.kv->base.evict.empty();
+  for (const auto& o : f.kv->overrides) evicts = evicts || !o.pair.evict.empty();
+  if (evicts) return "the cache evicts tokens while it reads";
+  if (f.bytes > f.available / 2)
+    return "whole it takes " + HumanBytes(double(f.bytes)) + " of memory, more than half of the " +
+           HumanBytes(double(f.available)) + " there are";
+  return "";
 }
 
 void AddPrefillColumns(const attention::PrefillReport& r, Json& row) {

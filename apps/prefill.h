@@ -20,6 +20,15 @@ void AddPrefillOptions(CLI::App& command, PrefillOptions& options, bool several)
 // Each --prefill with the same --prefill-layers.
 Result<std::vector<attention::PrefillPolicy>> ParsePrefills(const PrefillOptions& options);
 
+// Why run, not told how, reads a prompt in chunks through the cache; empty: it is read whole by exact attention.
+struct ReadingFacts {
+  const kvcache::KvPolicy* kv;
+  bool restored = false;             // the prompt continues a cache
+  int64_t tokens = 0, chunk = 0;     // of the prompt; that are read at a time
+  int64_t bytes = 0, available = 0;  // of memory that reading whole takes (Model::PrefillBytes); that there is
+};
+std::string WhyChunks(const ReadingFacts& facts);
+
 // The columns of a prefill that tables and --json share: pairs, pairs_exact, pairs_share, est_error, fallback_share,
 // heads, prefill_kernel.
 void AddPrefillColumns(const attention::PrefillReport& report, Json& row);

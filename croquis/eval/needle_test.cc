@@ -85,6 +85,7 @@ class LookupModel : public model::Model {
                  Progress, void*) override {
     return Unsupported("this model has no attention");
   }
+  int64_t PrefillBytes(int64_t, int64_t) const override { return 0; }
   Result<std::unique_ptr<attention::Prefill>> MakePrefill(const attention::PrefillPolicy&, uint64_t) const override {
     return Unsupported("this model has no attention");
   }

@@ -89,6 +89,9 @@ class Model {
   virtual Status Prefill(Executor& executor, std::span<const int32_t> tokens, kvcache::KvCache& cache,
                          attention::Prefill& method, MatView<float> logits, int64_t chunk = 256,
                          Progress progress = nullptr, void* context = nullptr) = 0;
+  // Memory that Prefill of so many tokens takes beside the cache, given back when it is done: all activations, and the
+  // packed keys and values of a layer.
+  virtual int64_t PrefillBytes(int64_t tokens, int64_t chunk = 256) const = 0;
   // A policy made ready for Prefill on this model.
   virtual Result<std::unique_ptr<attention::Prefill>> MakePrefill(const attention::PrefillPolicy& policy,
                                                                   uint64_t seed = 0) const = 0;

@@ -115,6 +115,12 @@ class Transformer final : public Model {
   Status Prefill(Executor& executor, std::span<const int32_t> tokens, kvcache::KvCache& cache,
                  attention::Prefill& method, MatView<float> logits, int64_t chunk, Progress progress,
                  void* context) override;
+  int64_t PrefillBytes(int64_t tokens, int64_t chunk) const override {
+    const int64_t activations = Activations::Bytes(config_, tokens, std::min(chunk, tokens));
+    const auto packed = CheckedMul(tokens, config_.kv_heads * config_.head_dim * 2 * 4);  // in f32 at most
+    constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+    return packed && *packed <= kMost - activations ? activations + *packed : kMost;
+  }
   Result<std::unique_ptr<attention::Prefill>> MakePrefill(const attention::PrefillPolicy& policy,
                                                           uint64_t seed) const override {
     return attention::Prefill::Make(policy, config_.layers, config_.heads, config_.kv_heads,
@@ -241,9 +247,11 @@ Status Transformer::Prefill(Executor& executor, std::span<const int32_t> tokens,
     }
     return Logits(executor, total, logits);
   };
-  if (Status s = layers(); !s) {
+  const Status done = layers();
+  if (total > chunk) a_ = Activations();  // what comes next is a token at a time
+  if (!done) {
     cache.Rollback();
-    return s;
+    return done;
   }
   cache.Commit(total);
   return {};
