@@ -1,4 +1,5 @@
 // croquis edit: changes a text that is cached in place, and says what that saves and costs against reading it again.
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <iostream>
@@ -109,6 +110,29 @@ Result<std::vector<eval::DivergenceSummary>> Compare(Executor& executor, model::
   return out;
 }
 
+constexpr int64_t kShown = 16;  // tokens of what each text goes on with
+
+// What a cache goes on with by itself, the most likely token each time. Its last token, `last`, is fed once more on a
+// branch: that gives what follows it.
+Result<std::string> GoesOn(Executor& executor, model::Model& model, const model::Tokenizer& tokenizer,
+                           const KvCache& cache, int32_t last, int64_t steps) {
+  const auto branch = cache.Branch();
+  CROQUIS_CHECK_OK(branch->Delete(branch->tokens() - 1, branch->tokens()));
+  Matrix<float> logits(1, model.config().vocab);
+  std::vector<int32_t> ids = {last};
+  for (int64_t step = 0; step < steps; ++step) {
+    CROQUIS_CHECK_OK(model.Forward(executor, std::span(&ids.back(), 1), *branch, logits.View(), 1));
+    ids.push_back(eval::ArgMax(logits.View()[0]));
+    if (Interrupted()) return InterruptedError();
+  }
+  return tokenizer.Decode(std::span(ids).subspan(1));
+}
+
+std::string OneLine(std::string text) {
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text;
+}
+
 Status Run(const EditCommand& o) {
   CROQUIS_CHECK_OK(CheckSinksAndRing(o.cache));
   if (o.edits.empty()) return InvalidArgument("no edits: give --edit insert:AT:TEXT or --edit delete:FROM:TO");
@@ -146,6 +170,7 @@ Status Run(const EditCommand& o) {
   const auto before = int64_t(tokens.size());
   CROQUIS_CHECK_OK(model->Forward(*executor, tokens, *edited, {}, o.chunk));
   const auto stale = edited->Branch();
+  const int32_t stale_last = tokens.back();
   CROQUIS_TRY(const Applied applied, Apply(edits, *tokenizer, *executor, *model, *edited, tokens, o.chunk));
   if (tokens.empty()) return InvalidArgument("the edits leave nothing of the text");
 
@@ -154,6 +179,13 @@ Status Run(const EditCommand& o) {
   const auto start = Clock::now();
   CROQUIS_CHECK_OK(model->Forward(*executor, tokens, *again, logits.View(), o.chunk));
   const double recomputed = Seconds(start);
+  const std::pair<const KvCache*, int32_t> lanes[] = {
+      {edited.get(), tokens.back()}, {stale.get(), stale_last}, {again.get(), tokens.back()}};
+  std::vector<std::string> goes_on;
+  for (const auto& [cache, last] : lanes) {
+    CROQUIS_TRY(goes_on.emplace_back(),
+                GoesOn(*executor, *model, *tokenizer, *cache, last, std::min(o.tokens, kShown)));
+  }
   KvCache* const others[] = {edited.get(), stale.get()};
   CROQUIS_TRY(const auto divergence, Compare(*executor, *model, *again, logits, others, o.tokens));
 
@@ -177,6 +209,7 @@ Status Run(const EditCommand& o) {
                   {"times", 1.0},
                   {"kl", 0.0},
                   {"same_top", 1.0}});
+  for (size_t i = 0; i < 3; ++i) rows[i]["goes_on"] = goes_on[i];
   static const std::vector<Column> columns = {{"text", "text"},
                                               {"tokens", "tokens", Format::kInt},
                                               {"computed", "computed", Format::kInt},
@@ -194,7 +227,9 @@ Status Run(const EditCommand& o) {
     std::cout << "\n"
               << Grouped(applied.inserted) << " tokens inserted, " << Grouped(applied.deleted)
               << " deleted; divergence: mean KL in nats a token from the text read again, over the "
-              << Grouped(o.tokens) << " tokens that it goes on with\n";
+              << Grouped(o.tokens) << " tokens that it goes on with\n\nthe text goes on, of its own:\n";
+  for (size_t i = 0; i < 3 && !o.common.json; ++i)
+    std::cout << Printf("%-17s", rows[i]["text"].get<std::string>().c_str()) << OneLine(goes_on[i]) << "\n";
   return {};
 }
 
@@ -218,8 +253,11 @@ void AddEdit(CLI::App& app, Action* action) {
       ->check(CLI::Range(int64_t(1), int64_t(1) << 31));
   c->add_option("--chunk", o->chunk, "Tokens computed at a time")->capture_default_str();
   AddCommon(*c, o->common);
-  c->footer("\nExample:\n  croquis edit -f book.txt --edit \"insert:100: an old\" --edit delete:300:310\n\n" +
-            ExitCodeHelp());
+  c->footer(
+      "\nExamples:\n  croquis edit -f book.txt --edit \"insert:100: an old\" --edit delete:300:310\n"
+      "  (head -c 4000 book.txt; printf \" What is the secret number of river? The secret number of river is\") |\n"
+      "      croquis edit -f - -n 8 --edit \"insert:300: The secret number of river is 48213.\"\n\n" +
+      ExitCodeHelp());
   c->callback([o, action] { *action = [o] { return Run(*o); }; });
 }
 

@@ -87,6 +87,19 @@ TEST_F(EndToEnd, ACachedTextIsEdited) {
   EXPECT_EQ(rows[0]["computed"].get<int>(), inserted);
   // Twelve tokens of some 600, far from the end: the text goes on nearly as if it had been read again.
   EXPECT_LT(rows[0]["kl"].get<double>(), 0.05);
+  ASSERT_TRUE(rows[2].contains("goes_on"));
+  // A fact put in long before the question: the answer is that of the text read again, and not that of the old text.
+  const std::string asks = Write(
+      "asks.txt", Read(book_).substr(0, 4000) + " What is the secret number of river? The secret number of river is");
+  const Outcome fact =
+      Croquis({"edit", "-f", asks, "--edit", "insert:300: The secret number of river is 48213.", "-n", "8", "--json"});
+  ASSERT_EQ(fact.code, 0) << fact.err;
+  const auto answer = [&](size_t row) { return fact.Json()["rows"][row]["goes_on"].get<std::string>(); };
+  EXPECT_NE(answer(0).find("48213"), std::string::npos) << answer(0);
+  EXPECT_EQ(answer(1).find("48213"), std::string::npos) << answer(1);
+  EXPECT_NE(answer(2).find("48213"), std::string::npos) << answer(2);
+  const Outcome shown = Croquis({"edit", "-f", asks, "--edit", "delete:300:310", "-n", "4"});
+  EXPECT_NE(shown.out.find("the text goes on, of its own:"), std::string::npos) << shown.out;
   for (const char* bad : {"insert:5", "delete:1", "delete:9:3", "replace:1:2", "delete:5:99999", "insert:x:y"})
     EXPECT_EQ(Croquis({"edit", "-f", text, "--edit", bad}).code, 2) << bad;
 }
