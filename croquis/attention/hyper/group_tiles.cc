@@ -8,7 +8,7 @@
 namespace croquis::attention::hyper {
 namespace {
 
-constexpr int64_t kShare = 16;  // neighbouring rows that share a window
+constexpr int64_t kLeastShare = 16;  // neighbouring rows that share a window, at least
 
 // The union of ranges, and whether they are all the same.
 struct Extent {
@@ -24,10 +24,13 @@ Extent ExtentOf(std::span<const Range> ranges) {
   return e;
 }
 
-// fn(first, n) for the rows of a tile that share windows.
+// fn(first, n) for the rows of a tile that share windows of a segment: as many as lie, among that many keys, within
+// half a window.
 template <class Fn>
-void EachShare(int64_t rows, const Fn& fn) {
-  for (int64_t r = 0; r < rows; r += kShare) fn(r, std::min(kShare, rows - r));
+void EachShare(const Group& group, const Segment& s, int64_t rows, const Fn& fn) {
+  int64_t share = kTileRows;
+  while (share > kLeastShare && 2 * share * s.keys.size() > s.block * group.rows.size()) share /= 2;
+  for (int64_t r = 0; r < rows; r += share) fn(r, std::min(share, rows - r));
 }
 
 }  // namespace
@@ -41,7 +44,7 @@ void Engine::RunTile(const GroupTile& t, int64_t kv, Worker& w) {
   w.windows.resize(segments * kTileRows);
   // Ranges refer to places in these; each segment takes so much of them at most.
   size_t weights = 0;
-  for (const Segment* s : group.segments) weights += size_t(kTileRows / kShare * s->ResidualSlots());
+  for (const Segment* s : group.segments) weights += size_t(kTileRows / kLeastShare * s->ResidualSlots());
   w.weights.resize(weights), w.visible.resize(segments * 3 * kTileRows), w.factors.resize(segments * kTileRows);
   w.weights_used = w.visible_used = 0;
   w.ranges.clear();
@@ -116,7 +119,7 @@ void Engine::Windows(const GroupTile& t, const Segment& s, std::span<Range> wind
     for (int64_t r = 0; r < t.rows; ++r) windows[size_t(r)] = whole(windows[size_t(r)]);
     return;
   }
-  EachShare(t.rows, [&](int64_t first, int64_t n) {
+  EachShare(*t.group, s, t.rows, [&](int64_t first, int64_t n) {
     const std::span<Range> some = windows.subspan(size_t(first), size_t(n));
     std::fill(some.begin(), some.end(), whole(ExtentOf(some).all));
   });
@@ -129,7 +132,7 @@ void Engine::AddWindows(const GroupTile& t, size_t segment, Worker& w) const {
   w.ranges.push_back({.keys = &keys, .begin = s.slot, .end = s.slot + s.globals});
   w.pairs += double(t.rows * s.globals);
   const int64_t base = s.slot + s.GlobalSlots();
-  EachShare(t.rows, [&](int64_t first, int64_t n) {
+  EachShare(*t.group, s, t.rows, [&](int64_t first, int64_t n) {
     const auto windows = std::span<const Range>(w.windows).subspan(segment * kTileRows + size_t(first), size_t(n));
     const Extent e = ExtentOf(windows);
     KeyRange range{.keys = &keys,
@@ -158,7 +161,7 @@ void Engine::AddResiduals(const GroupTile& t, size_t segment, int half, Worker& 
   if (total == 0) return;
   const auto factors = moment() ? std::span<const float>(w.factors).subspan(segment * kTileRows, size_t(kTileRows))
                                 : std::span<const float>();
-  EachShare(t.rows, [&](int64_t first, int64_t n) {
+  EachShare(*t.group, s, t.rows, [&](int64_t first, int64_t n) {
     const auto windows = std::span<const Range>(w.windows).subspan(segment * kTileRows + size_t(first), size_t(n));
     KeyRange range{.keys = &keys, .begin = base, .end = base + total, .first_row = first, .last_row = first + n};
     range.row_factors = factors;
