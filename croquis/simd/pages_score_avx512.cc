@@ -14,7 +14,7 @@ void ScoreGroup(const ScoreArgs& a) {
   constexpr int kBlocks = TokenBlocks(G, kFine), kAtom = 64 * BitsOf(F), kParts = kFine ? 2 : 1;
   // Two sums a row and block where there is only one product each, if registers allow.
   constexpr bool kAlternate = !kFine && G * kBlocks <= 8;
-  const Tables tables = MakeTables<F>(a.level, true);
+  const Tables<F> tables = MakeTables<F>(a.level, true);
   const int64_t block_bytes = int64_t(a.blocks) * kAtom;
   Ahead ahead(a.page, a.page_bytes, a.next, 8 / kBlocks * a.blocks);
   for (int tb = 0; tb < 8; tb += kBlocks) {

@@ -13,7 +13,7 @@ template <bool kSigned>
 
 // kHalves 16-dim halves of a block starting at half `first`: 2, or 1 where two would not fit the registers.
 template <int F, int G, bool kFine, bool kSigned, int kHalves, int first>
-[[gnu::always_inline]] inline void SumBlock(const SumArgs& a, const Tables& tables, const uint8_t* p,
+[[gnu::always_inline]] inline void SumBlock(const SumArgs& a, const Tables<F>& tables, const uint8_t* p,
                                             const RunWeights& w, Ahead& ahead, float* acc) {
   constexpr int kAtom = 64 * BitsOf(F);
   // Few rows: two sums each, for the latency of vpdpbusd.
@@ -62,7 +62,7 @@ template <int F, int G, bool kFine, bool kSigned, int kHalves, int first>
 
 template <int F, int G, bool kFine, bool kSigned>
 void SumGroup(const SumArgs& a) {
-  const Tables tables = MakeTables<F>(a.level, kSigned);
+  const Tables<F> tables = MakeTables<F>(a.level, kSigned);
   Ahead ahead(a.page, a.page_bytes, a.next, 8 * a.blocks);
   const uint8_t* p = a.codes;
   for (int block = 0; block < a.blocks; ++block, p += 8 * 64 * BitsOf(F)) {
