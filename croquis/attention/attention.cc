@@ -19,7 +19,8 @@ namespace {
 constexpr int64_t kPage = codecs::kPageTokens;
 constexpr int64_t kRows = 64;       // query rows of a task: enough to reuse an expanded page, few enough for the caches
 constexpr int64_t kTasks = 64;      // pieces that a call is cut into when it can be: balance for many threads
-constexpr int64_t kRunPages = 16;   // least pages of a piece: preparing and merging stay below 5 %
+constexpr int64_t kRunPages = 16;   // pages of a piece: preparing and merging stay below 5 %
+constexpr int64_t kLastPages = 4;   // least pages of the last pieces, which even out how long the workers take
 constexpr int64_t kFewRows = 8;     // query rows up to which memory is the limit
 constexpr int64_t kFewTokens = 16;  // chunks below are rounded by the caller: waking workers costs more
 constexpr int64_t kLittleWork = int64_t{1} << 17;  // products of numbers, about 10 us: not worth waking workers either
@@ -27,16 +28,19 @@ constexpr int64_t kLittleWork = int64_t{1} << 17;  // products of numbers, about
 // How a call is cut. A function of the shapes alone, so that the number of threads changes no bit.
 struct Cut {
   int64_t tokens = 0, group = 0, kv_heads = 0, head_dim = 0;
-  int64_t block = 0, blocks = 0;                         // query tokens of a task; tasks along the chunk
-  int64_t first_page = 0, pages = 0, run = 1, runs = 1;  // pages seen by anyone; pages a task; tasks along them
-  int64_t heads = 1, head_sets = 1;                      // kv heads a task; tasks along the heads
+  int64_t block = 0, blocks = 0;      // query tokens of a task; tasks along the chunk
+  int64_t first_page = 0, pages = 0;  // pages seen by anyone
+  int64_t runs = 1;                   // tasks along them
+  std::vector<int64_t> run_at;        // their first pages, and where the last one ends
+  int64_t heads = 1, head_sets = 1;   // kv heads a task; tasks along the heads
   int64_t pieces() const { return head_sets * blocks; }
   int64_t rows() const { return block * group; }
 };
 
 Cut MakeCut(const kvcache::HeadView& head, int64_t kv_heads, const AttendOptions& options, int64_t tokens,
             int64_t group, int64_t head_dim) {
-  Cut c{.tokens = tokens, .group = group, .kv_heads = kv_heads, .head_dim = head_dim};
+  Cut c;
+  c.tokens = tokens, c.group = group, c.kv_heads = kv_heads, c.head_dim = head_dim;
   c.block = std::min(tokens, std::max<int64_t>(1, kRows / group));
   c.blocks = (tokens + c.block - 1) / c.block;
   c.pages = head.Pages();
@@ -51,9 +55,19 @@ Cut MakeCut(const kvcache::HeadView& head, int64_t kv_heads, const AttendOptions
     c.heads = (kv_heads + c.head_sets - 1) / c.head_sets;
     c.head_sets = (kv_heads + c.heads - 1) / c.heads;
   }
-  c.runs = std::clamp<int64_t>(kTasks / c.pieces(), 1, std::max<int64_t>(1, seen / kRunPages));
-  c.run = std::max<int64_t>(1, (seen + c.runs - 1) / c.runs);
-  c.runs = std::max<int64_t>(1, (seen + c.run - 1) / c.run);
+  // Runs of one length; what would be the last two are cut ever shorter.
+  const int64_t about = std::clamp<int64_t>(kTasks / c.pieces(), 1, std::max<int64_t>(1, seen / kRunPages));
+  const int64_t run = std::max<int64_t>(1, (seen + about - 1) / about);
+  c.run_at = {c.first_page};
+  for (int64_t left = seen; left > 0;) {
+    int64_t take = std::min(run, left);
+    if (about > 1 && left <= 2 * run) take = std::max(kLastPages, (left + 2) / 3);
+    if (left - take < kLastPages) take = left;
+    left -= take;
+    c.run_at.push_back(c.run_at.back() + take);
+  }
+  if (seen == 0) c.run_at.push_back(c.first_page);
+  c.runs = int64_t(c.run_at.size()) - 1;
   return c;
 }
 
@@ -240,8 +254,7 @@ class Call {
                                          heads_[size_t(p.first_head + i)].value->AccDim());
       new (all + i) Stream(p.Query(i), state, memory + size_t(i) * stream_bytes_, shared);
     }
-    const int64_t begin = cut_.first_page + run * cut_.run;
-    Stream::Pages({all, size_t(p.heads)}, begin, std::min(cut_.pages, begin + cut_.run));
+    Stream::Pages({all, size_t(p.heads)}, cut_.run_at[size_t(run)], cut_.run_at[size_t(run) + 1]);
   }
 
   void JoinHead(const Piece& p, int64_t i, std::byte* memory) {
