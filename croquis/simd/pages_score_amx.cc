@@ -191,7 +191,7 @@ void ScoreTiles(const PageLayout& layout, const Levels& levels, bool fine, const
   const auto* s = reinterpret_cast<const float*>(query + at.s);
   const auto* m = reinterpret_cast<const float*>(query + at.m);
   const Tiles tiles({groups.tile_rows(), layout.runs > 1 ? 32 : 64});
-  Ahead ahead(page, layout.Bytes(), next, layout.dim / 4);
+  Ahead ahead(page, layout.Bytes(), next, layout.dim / 4, 4096 * BlocksAhead(fine));
   ScoreTile t;
   t.scales = reinterpret_cast<const uint16_t*>(page);
   t.dim = layout.dim;

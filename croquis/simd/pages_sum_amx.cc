@@ -170,7 +170,7 @@ void SumTiles(const PageLayout& layout, const Levels& levels, bool fine, const s
   const Groups groups(rows, fine, layout.runs == 1);
   const Tiles tiles({groups.tile_rows(), 64});
   auto* weights = reinterpret_cast<Weights*>(scratch + ScratchAt(layout, levels).weights);
-  Ahead ahead(page, layout.Bytes(), next, layout.dim / 4);
+  Ahead ahead(page, layout.Bytes(), next, layout.dim / 4, 4096 * BlocksAhead(fine));
   SumTile t;
   t.is_signed = avx512::AnyNegative(scales, int64_t(layout.runs) * kTokens);
   const auto make = fine ? (t.is_signed ? MakeWeights<true, true> : MakeWeights<true, false>)
