@@ -30,9 +30,9 @@ struct Cut {
   int64_t tokens = 0, group = 0, kv_heads = 0, head_dim = 0;
   int64_t block = 0, blocks = 0;      // query tokens of a task; tasks along the chunk
   int64_t first_page = 0, pages = 0;  // pages seen by anyone
-  int64_t runs = 1;                   // tasks along them
-  std::vector<int64_t> run_at;        // their first pages, and where the last one ends
+  std::vector<int64_t> run_at;        // first pages of the tasks along them, and where the last one ends
   int64_t heads = 1, head_sets = 1;   // kv heads a task; tasks along the heads
+  int64_t runs() const { return int64_t(run_at.size()) - 1; }
   int64_t pieces() const { return head_sets * blocks; }
   int64_t rows() const { return block * group; }
 };
@@ -67,7 +67,6 @@ Cut MakeCut(const kvcache::HeadView& head, int64_t kv_heads, const AttendOptions
     c.run_at.push_back(c.run_at.back() + take);
   }
   if (seen == 0) c.run_at.push_back(c.first_page);
-  c.runs = int64_t(c.run_at.size()) - 1;
   return c;
 }
 
@@ -91,7 +90,7 @@ class Call {
       page_state_bytes_ = std::max(page_state_bytes_, StreamState::Bytes(rows, head.value->AccDim()));
       stream_bytes_ = std::max(stream_bytes_, Stream::Bytes(head, rows, dim));
       shared = std::max(shared, Stream::SharedBytes(head, rows));
-      join = std::max(join, JoinBytes(head, rows, dim, cut_.runs));
+      join = std::max(join, JoinBytes(head, rows, dim, cut_.runs()));
       chunk_at_.push_back(chunk_bytes_);
       chunk_bytes_ += Round64(size_t(2 * cut_.tokens * head.row_bytes));
     }
@@ -102,7 +101,7 @@ class Call {
     const size_t heads = size_t(cut_.heads);
     worker_bytes_ =
         Round64(heads * sizeof(Stream)) + heads * (stream_bytes_ + page_state_bytes_) + std::max(shared, join);
-    if (cut_.runs == 1) worker_bytes_ += heads * (query_bytes_ + dense_state_bytes_);
+    if (cut_.runs() == 1) worker_bytes_ += heads * (query_bytes_ + dense_state_bytes_);
   }
 
   size_t Bytes(int workers) const { return chunk_bytes_ + SharedBytes() + size_t(workers) * worker_bytes_; }
@@ -115,9 +114,9 @@ class Call {
     std::byte* const workers = chunk_ + chunk_bytes_ + SharedBytes();
     const auto ready = [&](int64_t h, int) {
       RoundChunk(h, k, v);
-      for (int64_t b = 0; cut_.runs > 1 && b < cut_.blocks; ++b) Prepare(h, b, SharedQuery(h, b));
+      for (int64_t b = 0; cut_.runs() > 1 && b < cut_.blocks; ++b) Prepare(h, b, SharedQuery(h, b));
     };
-    if (cut_.tokens < kFewTokens && cut_.runs == 1)
+    if (cut_.tokens < kFewTokens && cut_.runs() == 1)
       for (int64_t h = 0; h < cut_.kv_heads; ++h) ready(h, 0);
     else
       executor.ParallelFor(cut_.kv_heads, ready);
@@ -128,8 +127,8 @@ class Call {
       if (!little) return executor.ParallelFor(tasks, work);
       for (int64_t t = 0; t < tasks; ++t) work(t, 0);
     };
-    if (cut_.runs == 1) return all(cut_.pieces(), [&](int64_t t, std::byte* own) { WholePiece(t, own); });
-    all(cut_.pieces() * (cut_.runs + cut_.heads), [&](int64_t t, std::byte* own) { PartOfPiece(t, own); });
+    if (cut_.runs() == 1) return all(cut_.pieces(), [&](int64_t t, std::byte* own) { WholePiece(t, own); });
+    all(cut_.pieces() * (cut_.runs() + cut_.heads), [&](int64_t t, std::byte* own) { PartOfPiece(t, own); });
     all(cut_.pieces() * cut_.heads, [&](int64_t t, std::byte* own) {
       const Piece p = SharedPiece(t / cut_.heads);
       if (t % cut_.heads < p.heads) JoinHead(p, t % cut_.heads, own);
@@ -138,9 +137,9 @@ class Call {
 
  private:
   // What the workers share when pieces are cut into runs.
-  size_t CutPieces() const { return cut_.runs > 1 ? size_t(cut_.pieces()) : 0; }
-  size_t QueriesBytes() const { return cut_.runs > 1 ? size_t(cut_.kv_heads * cut_.blocks) * query_bytes_ : 0; }
-  size_t PageStatesBytes() const { return CutPieces() * size_t(cut_.runs * cut_.heads) * page_state_bytes_; }
+  size_t CutPieces() const { return cut_.runs() > 1 ? size_t(cut_.pieces()) : 0; }
+  size_t QueriesBytes() const { return cut_.runs() > 1 ? size_t(cut_.kv_heads * cut_.blocks) * query_bytes_ : 0; }
+  size_t PageStatesBytes() const { return CutPieces() * size_t(cut_.runs() * cut_.heads) * page_state_bytes_; }
   size_t DenseStatesBytes() const { return CutPieces() * size_t(cut_.heads) * dense_state_bytes_; }
   size_t SharedBytes() const { return QueriesBytes() + PageStatesBytes() + DenseStatesBytes(); }
 
@@ -199,7 +198,7 @@ class Call {
     Piece p = PieceAt(number);
     p.queries = SharedQuery(p.first_head, p.first / cut_.block);
     p.query_stride = size_t(cut_.blocks) * query_bytes_;
-    p.pages = page_states_ + size_t(number * cut_.runs * cut_.heads) * page_state_bytes_;
+    p.pages = page_states_ + size_t(number * cut_.runs() * cut_.heads) * page_state_bytes_;
     p.dense = dense_states_ + size_t(number * cut_.heads) * dense_state_bytes_;
     return p;
   }
@@ -221,10 +220,10 @@ class Call {
 
   // Runs of all pieces first, then heads of all pieces.
   void PartOfPiece(int64_t task, std::byte* memory) {
-    const int64_t runs = cut_.pieces() * cut_.runs;
+    const int64_t runs = cut_.pieces() * cut_.runs();
     if (task < runs) {
-      const Piece p = SharedPiece(task / cut_.runs);
-      const int64_t run = task % cut_.runs;
+      const Piece p = SharedPiece(task / cut_.runs());
+      const int64_t run = task % cut_.runs();
       const size_t bytes = size_t(cut_.heads) * page_state_bytes_;
       // The worker's own memory is in its caches; what other workers will read, or have read, is not.
       PagesTask(p, run, memory, memory + bytes);
@@ -261,7 +260,7 @@ class Call {
     const MatView<float> rows(reinterpret_cast<float*>(memory), p.rows, cut_.head_dim);
     memory += Round64(size_t(p.rows * cut_.head_dim) * 4);
     const PassStates pages = {p.pages + size_t(i) * page_state_bytes_, size_t(cut_.heads) * page_state_bytes_,
-                              cut_.pages > cut_.first_page ? cut_.runs : 0, p.rows};
+                              cut_.pages > cut_.first_page ? cut_.runs() : 0, p.rows};
     Join(heads_[size_t(p.first_head + i)], {{&pages, 1}, p.dense + size_t(i) * dense_state_bytes_}, rows, memory);
     for (int64_t r = 0; r < p.rows; ++r) {
       const int64_t token = p.first + r / cut_.group, head = (p.first_head + i) * cut_.group + r % cut_.group;

@@ -11,7 +11,6 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <zlib.h>
 
 #include <algorithm>
 #include <bit>
@@ -22,6 +21,7 @@
 #include <limits>
 #include <optional>
 
+#include "croquis/base/checksum.h"
 #include "croquis/kvcache/impl.h"
 
 namespace croquis::kvcache {
@@ -120,27 +120,23 @@ class Writer {
   explicit Writer(FILE* f) : f_(f) {}
   void Put(const void* data, size_t bytes) {
     if (bytes > 0) ok_ = ok_ && std::fwrite(data, 1, bytes, f_) == bytes;
-    for (const auto* p = static_cast<const Bytef*>(data); bytes > 0;) {
-      const uInt n = uInt(std::min<size_t>(bytes, size_t{1} << 30));
-      crc_ = crc32(crc_, p, n);
-      p += n, bytes -= n;
-    }
+    crc_ = Crc32(crc_, data, bytes);
   }
   template <class T>
   void Value(T v) {
     Put(&v, sizeof v);
   }
   void Begin(uint32_t tag, uint32_t layer, uint64_t bytes) {
-    crc_ = crc32(0, nullptr, 0);
+    crc_ = 0;
     Value(tag), Value(layer), Value(bytes);
   }
-  void End() { Value(uint32_t(crc_)); }
+  void End() { Value(crc_); }
   bool ok() const { return ok_; }
 
  private:
   FILE* f_;
   bool ok_ = true;
-  uLong crc_ = 0;
+  uint32_t crc_ = 0;
 };
 
 void WriteLayer(Writer& w, KvCache::Impl& impl, int64_t layer) {
@@ -211,11 +207,7 @@ class Reader {
   void Get(void* to, size_t bytes) {
     ok_ = ok_ && source_.Read(to, bytes);
     if (!ok_) std::memset(to, 0, bytes);
-    for (const auto* p = static_cast<const Bytef*>(to); bytes > 0;) {
-      const uInt n = uInt(std::min<size_t>(bytes, size_t{1} << 30));
-      crc_ = crc32(crc_, p, n);
-      p += n, bytes -= n;
-    }
+    crc_ = Crc32(crc_, to, bytes);
   }
   template <class T>
   T Value() {
@@ -225,7 +217,7 @@ class Reader {
   }
   // The payload size of the section that follows, which must have that tag and layer.
   std::optional<uint64_t> Begin(uint32_t tag, uint32_t layer) {
-    crc_ = crc32(0, nullptr, 0);
+    crc_ = 0;
     const auto t = Value<uint32_t>();
     const auto l = Value<uint32_t>();
     const auto bytes = Value<uint64_t>();
@@ -233,7 +225,7 @@ class Reader {
     return bytes;
   }
   bool End() {
-    const uint32_t want = uint32_t(crc_);
+    const uint32_t want = crc_;
     return Value<uint32_t>() == want && ok_;
   }
   bool ok() const { return ok_; }
@@ -241,7 +233,7 @@ class Reader {
  private:
   Source& source_;
   bool ok_ = true;
-  uLong crc_ = 0;
+  uint32_t crc_ = 0;
 };
 
 bool ReadCenter(Reader& r, Center& c, bool encoded, const Plan& plan) {

@@ -320,17 +320,10 @@ void SmallGemm(const float* a, int64_t lda, const float* b, int64_t ldb, float* 
   Multiply({a, lda, b, ldb, c, ldc, m, n, k, nullptr, true});
 }
 
-// 2^d for d <= 0; zero below 2^-126, where results would be denormal and slow. Polynomial: minimax in relative error
-// on [-1/2, 1/2] with p(0) = 1 (1e-7), so that the maximum itself gets exactly 1.
+// 2^d for d <= 0; zero below 2^-126, where results would be denormal and slow.
 inline F Exp2(F d) {
   const F low = V::Set(-126.f), x = V::Max(d, low), n = V::Round(x), r = V::Sub(x, n);
-  F p = V::Set(0.001326472732307149f);
-  p = V::Fma(p, r, V::Set(0.009671512991189957f));
-  p = V::Fma(p, r, V::Set(0.05550733581185341f));
-  p = V::Fma(p, r, V::Set(0.24022242426872253f));
-  p = V::Fma(p, r, V::Set(0.6931470036506653f));
-  p = V::Fma(p, r, V::Set(1.f));
-  return V::ZeroBelow(V::Ldexp(p, n), d, low);
+  return V::ZeroBelow(V::Ldexp(Exp2OfFraction<V>(r), n), d, low);
 }
 
 // R <= 4 rows side by side, and of few rows several vectors of each: what a page's 128 logits cost one after the other

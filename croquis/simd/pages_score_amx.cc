@@ -20,7 +20,7 @@ struct ScoreTile {
   const float* s;
   float plane_weight;
   bool add;
-  int rows, low, dim, runs;  // low: rows before the low bytes
+  int rows, dim, runs;
   float* logits;
 };
 
@@ -129,6 +129,7 @@ void ScoreOneRun(const ScoreTile& t, Ahead& to_come) {
 // A scale for each 32 dims: products of 32 dims (half of an A tile's columns), summed in f32.
 template <int F, bool kFine>
 void ScoreRuns(const ScoreTile& t, Ahead& ahead) {
+  constexpr int kLow = 8;  // rows of a group before their low bytes: groups take 16 rows here
   alignas(64) Sums c[2];
   const uint8_t* x = F == kExpanded ? t.codes : t.x;
   constexpr int kForm = F == kExpanded ? 8 : F;
@@ -151,7 +152,7 @@ void ScoreRuns(const ScoreTile& t, Ahead& ahead) {
       StoreTile<0>(c[r % 2]);
       const __m512 scale = LoadHalf(t.scales + r * kTokens + tb * 16);
       for (int g = 0; g < t.rows; ++g) {
-        sum[g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(Combine<kFine>(c[r % 2], g, t.low)), scale, sum[g]);
+        sum[g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(Combine<kFine>(c[r % 2], g, kLow)), scale, sum[g]);
       }
     }
     for (int g = 0; g < t.rows; ++g) {
@@ -162,24 +163,10 @@ void ScoreRuns(const ScoreTile& t, Ahead& ahead) {
   }
 }
 
-template <int F, bool kFine, int kHeight>
-void ScoreDim(const ScoreTile& t, Ahead& ahead) {
-  switch (t.dim) {
-    case 64:
-      return ScoreOneRun<F, kFine, 64, kHeight>(t, ahead);
-    case 128:
-      return ScoreOneRun<F, kFine, 128, kHeight>(t, ahead);
-    default:
-      return ScoreOneRun<F, kFine, 0, kHeight>(t, ahead);
-  }
-}
-
 template <int F, bool kFine>
 void ScoreForm(const ScoreTile& t, int height, Ahead& ahead) {
   if (t.runs > 1) return ScoreRuns<F, kFine>(t, ahead);
-  if (height == 16) return ScoreDim<F, kFine, 16>(t, ahead);
-  if (kFine || height == 8) return ScoreDim<F, kFine, 8>(t, ahead);
-  ScoreDim<F, false, 4>(t, ahead);
+  WithSizes<kFine>(t.dim, height, [&](auto dim, auto h) { ScoreOneRun<F, kFine, dim.value, h.value>(t, ahead); });
 }
 
 }  // namespace
@@ -196,7 +183,6 @@ void ScoreTiles(const PageLayout& layout, const Levels& levels, bool fine, const
   t.scales = reinterpret_cast<const uint16_t*>(page);
   t.dim = layout.dim;
   t.runs = layout.runs;
-  t.low = groups.rows;
   t.all_kept = groups.count > 1;
   for (int64_t i = 0; i < groups.count; ++i) {
     const int64_t first = i * groups.rows;

@@ -143,23 +143,9 @@ void SumBlocks(const SumTile& t, Ahead& to_come) {
   finish(blocks - 1);
 }
 
-template <int F, bool kFine, int kHeight>
-void SumDim(const SumTile& t, Ahead& ahead) {
-  switch (t.dim) {
-    case 64:
-      return SumBlocks<F, kFine, 64, kHeight>(t, ahead);
-    case 128:
-      return SumBlocks<F, kFine, 128, kHeight>(t, ahead);
-    default:
-      return SumBlocks<F, kFine, 0, kHeight>(t, ahead);
-  }
-}
-
 template <int F, bool kFine>
 void SumForm(const SumTile& t, int height, Ahead& ahead) {
-  if (height == 16) return SumDim<F, kFine, 16>(t, ahead);
-  if (kFine || height == 8) return SumDim<F, kFine, 8>(t, ahead);
-  SumDim<F, false, 4>(t, ahead);
+  WithSizes<kFine>(t.dim, height, [&](auto dim, auto h) { SumBlocks<F, kFine, dim.value, h.value>(t, ahead); });
 }
 
 }  // namespace

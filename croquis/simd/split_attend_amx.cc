@@ -18,32 +18,14 @@ constexpr int64_t kUnitRows = 2 * kRowTile;
 constexpr int64_t kTokenTiles = kTokens / kRowTile, kTokenSteps = kTokens / kInner;
 constexpr int64_t kNumbers = kTile / 4;  // of f32 in a tile
 
-// 2^d for d <= 0; zero below 2^-126. Polynomial: minimax in relative error on [-1/2, 1/2] with p(0) = 1 (1e-7), so that
-// the maximum itself gets exactly 1. d is rounded by adding 1.5 * 2^23, which leaves the integer in the low bits, from
+// 2^d for d <= 0; zero below 2^-126. d is rounded by adding 1.5 * 2^23, which leaves the integer in the low bits, from
 // where it goes into the exponent: half the instructions of rounding and scaling; -127 makes a zero of 1.
 inline __m512 Exp2(__m512 d) {
   const __m512 x = V::Max(d, V::Set(-127.f)), shift = V::Set(12582912.f), t = V::Add(x, shift);
   const __m512 r = V::Sub(x, V::Sub(t, shift));
-  __m512 p = V::Set(0.001326472732307149f);
-  p = V::Fma(p, r, V::Set(0.009671512991189957f));
-  p = V::Fma(p, r, V::Set(0.05550733581185341f));
-  p = V::Fma(p, r, V::Set(0.24022242426872253f));
-  p = V::Fma(p, r, V::Set(0.6931470036506653f));
-  p = V::Fma(p, r, V::Set(1.f));
+  const __m512 p = Exp2OfFraction<V>(r);
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
 }
-
-// Numbers below 2^-126 count as zero for as long as this lives: parts of small weights would be slow.
-class FlushToZero {
- public:
-  FlushToZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-  ~FlushToZero() { _mm_setcsr(before_); }
-  FlushToZero(const FlushToZero&) = delete;
-  FlushToZero& operator=(const FlushToZero&) = delete;
-
- private:
-  const unsigned before_;
-};
 
 // How large what lies in the scratch of a call is.
 struct Layout {

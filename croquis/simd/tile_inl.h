@@ -156,19 +156,6 @@ inline void AddWeighted(const float* from, int64_t stride, int64_t rows, int64_t
 
 // ---- softmax ----
 
-// Results below the normal numbers are zeros for as long as this lives: weights of keys far below the maximum would be
-// slow denormal numbers.
-class FlushToZero {
- public:
-  FlushToZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-  ~FlushToZero() { _mm_setcsr(before_); }
-  FlushToZero(const FlushToZero&) = delete;
-  FlushToZero& operator=(const FlushToZero&) = delete;
-
- private:
-  unsigned before_;
-};
-
 // Weights are 2^(logit - reference). The reference of a row is an integer and follows its largest logit only when that
 // gets 2^kSlack above it, so that sums are hardly ever scaled, and then by a power of two, without rounding.
 constexpr float kSlack = 8;

@@ -123,6 +123,24 @@ void WithForm(int form, const Fn& fn) {
   }
 }
 
+// Calls fn(Index<dim>, Index<height>), with dim 0 where it is not one of the usual ones.
+template <bool kFine, class Fn>
+void WithSizes(int dim, int height, const Fn& fn) {
+  const auto with_dim = [&](auto h) {
+    switch (dim) {
+      case 64:
+        return fn(Index<64>{}, h);
+      case 128:
+        return fn(Index<128>{}, h);
+      default:
+        return fn(Index<0>{}, h);
+    }
+  };
+  if (height == 16) return with_dim(Index<16>{});
+  if (kFine || height == 8) return with_dim(Index<8>{});
+  if constexpr (!kFine) with_dim(Index<4>{});
+}
+
 // One plane of a page as one group of rows meets it: the first expands it, if it needs to be.
 struct PlaneCodes {
   const uint8_t* codes;

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "croquis/simd/vector_common.h"
+
 namespace croquis::simd {
 namespace {
 

@@ -1,6 +1,3 @@
-#include <zlib.h>
-
-#include <algorithm>
 #include <bit>
 #include <cstdio>
 #include <cstring>
@@ -8,6 +5,7 @@
 #include <optional>
 
 #include "croquis/attention/ntk_prefix/ntk_prefix.h"
+#include "croquis/base/checksum.h"
 #include "croquis/base/file.h"
 #include "croquis/base/layer_heads.h"
 #include "croquis/base/memory.h"
@@ -28,16 +26,6 @@ struct Header {
 static_assert(sizeof(Header) == 40);
 constexpr int64_t kChecksumBytes = 4;
 
-uint32_t Checksum(uint32_t so_far, const void* data, size_t bytes) {
-  uLong crc = so_far;
-  for (const auto* p = static_cast<const Bytef*>(data); bytes > 0;) {
-    const size_t n = std::min<size_t>(bytes, size_t{1} << 30);
-    crc = crc32(crc, p, uInt(n));
-    p += n, bytes -= n;
-  }
-  return uint32_t(crc);
-}
-
 // Bytes of a whole file, if they can be counted.
 std::optional<int64_t> BytesOf(const Header& h) {
   const auto head = CheckedMul(int64_t(h.count), int64_t(h.value_dim) + 2);
@@ -56,7 +44,7 @@ class Reader {
   bool open() const { return file_ != nullptr; }
   bool Read(void* data, size_t bytes) {
     if (std::fread(data, 1, bytes, file_.get()) != bytes) return false;
-    sum_ = Checksum(sum_, data, bytes);
+    sum_ = Crc32(sum_, data, bytes);
     return true;
   }
   uint32_t sum() const { return sum_; }
@@ -96,7 +84,7 @@ Status NtkPrefix::Save(const std::string& path) const {
     put(exponents_.data() + h * features(), size_t(features()) * 4);
     put(states_.data() + h * state, size_t(state) * 4);
   }
-  const uint32_t sum = Checksum(0, file.data(), file.size());
+  const uint32_t sum = Crc32(0, file.data(), file.size());
   put(&sum, sizeof sum);
   const Status written = WriteFileAtomic(path, file);
   return written ? Status() : IoError("ntk-prefix: " + written.error().message);
