@@ -62,6 +62,12 @@ void WidenRow(simd::RowType type, const std::byte* x, int64_t n, float* out) {
   }
 }
 
+const Lineage& LineageOf(const KvCache& cache) { return cache.impl().lineage; }
+
+int64_t CommonTokens(const KvCache& a, const KvCache& b) {
+  return Lineage::Common(a.impl().lineage, a.length(), b.impl().lineage, b.length());
+}
+
 Observation& PendingObservation(KvCache& cache, int64_t layer, int64_t head) {
   return cache.impl().layers[size_t(layer)].observed[size_t(head)];
 }
@@ -159,6 +165,7 @@ void KvCache::Commit(int64_t tokens) {
     layer.undo = Undo();
   }
   if (impl_->edits.edited()) impl_->edits.Append(impl_->length, tokens);
+  if (tokens > 0) impl_->lineage.Grow(impl_->length);
   impl_->length += tokens;
 }
 

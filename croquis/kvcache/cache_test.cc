@@ -185,6 +185,34 @@ TEST(Cache, MakeRefusesInWords) {
   refuse([](CacheConfig& c) { c.rope.inv_freq.resize(33); }, "rotated pairs");
 }
 
+TEST(Cache, BranchesHoldTheirCommonTokensAlike) {
+  for (const char* kv : {"eden:bits=4,center=rope", "k=kivi:bits=4,v=int8", "f16"}) {
+    auto a = MakeCache(Config(kv));
+    Fill(*a, 700);
+    const auto b = a->Branch(), c = b->Branch();
+    EXPECT_EQ(CommonTokens(*a, *b), 700);
+    // The page being filled is copied and filled on both sides, with the common tokens that were in the ring.
+    Fill(*a, 1000);
+    Fill(*b, 730);
+    Fill(*b, 1000, 7, 5);
+    EXPECT_EQ(CommonTokens(*a, *b), 700);
+    EXPECT_EQ(CommonTokens(*a, *c), 700);
+    for (int64_t h = 0; h < 2; ++h) {
+      const HeadView x = ViewHead(*a, 0, h), y = ViewHead(*b, 0, h);
+      ASSERT_EQ(x.units[0], y.units[0]);
+      ASSERT_NE(x.units[4], y.units[4]);  // positions 516 to 643
+      EXPECT_EQ(std::memcmp(x.KeyPage(4), y.KeyPage(4), size_t(x.key->PageBytes())), 0);
+      EXPECT_EQ(std::memcmp(x.ValuePage(4), y.ValuePage(4), size_t(x.value->PageBytes())), 0);
+    }
+    // What was in the ring all the time stays what it was; what comes back into it is decoded.
+    ASSERT_TRUE(c->Truncate(695));
+    EXPECT_EQ(CommonTokens(*a, *c), 695);
+    ASSERT_TRUE(c->Truncate(400));
+    EXPECT_EQ(CommonTokens(*a, *c), ViewHead(*c, 0, 0).sinks + ViewHead(*c, 0, 0).encoded);
+    EXPECT_EQ(CommonTokens(*a, *MakeCache(Config(kv))), 0);
+  }
+}
+
 TEST(Cache, AppendRefusesInWords) {
   auto cache = MakeCache(Config("eden:bits=4", {"1=f32"}));
   auto k = Rows(cache->config(), 0, true, 0, 8), v = Rows(cache->config(), 0, false, 0, 8);

@@ -31,7 +31,8 @@ KvCache::Impl::Impl(const Impl& other)
       rows(other.rows.size()),
       layers(other.layers),
       length(other.length),
-      edits(other.edits) {
+      edits(other.edits),
+      lineage(other.lineage) {
   std::memcpy(rows.data(), other.rows.data(), rows.size());
   for (size_t l = 0; l < layers.size(); ++l) {
     layers[l].units.reserve(other.layers[l].units.capacity());
@@ -212,7 +213,14 @@ void KvCache::Impl::Rollback() {
 }
 
 void KvCache::Impl::Truncate(int64_t to) {
-  for (int64_t l = 0; l < plan->config.layers; ++l) TruncateLayer(l, to);
+  // What comes back into the ring is decoded: no longer what others hold of it.
+  int64_t same = to;
+  for (int64_t l = 0; l < plan->config.layers; ++l) {
+    const int64_t keep = plan->Encoded(l, to);
+    if (keep != plan->Encoded(l, length)) same = std::min(same, plan->config.sinks + keep);
+    TruncateLayer(l, to);
+  }
+  lineage.Cut(same);
   length = to;
 }
 

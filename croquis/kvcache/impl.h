@@ -9,6 +9,7 @@
 #include "croquis/kvcache/cache.h"
 #include "croquis/kvcache/edit_map.h"
 #include "croquis/kvcache/layer_view.h"
+#include "croquis/kvcache/lineage.h"
 #include "croquis/kvcache/plan.h"
 #include "croquis/kvcache/unit_pool.h"
 
@@ -39,6 +40,7 @@ struct KvCache::Impl {
   std::vector<LayerState> layers;
   int64_t length = 0;
   EditMap edits;
+  Lineage lineage;
   Buffer workspace;
 
   explicit Impl(std::shared_ptr<const Plan> p);

@@ -9,6 +9,7 @@
 #include "croquis/kvcache/cache.h"
 #include "croquis/kvcache/center.h"
 #include "croquis/kvcache/edit_map.h"
+#include "croquis/kvcache/lineage.h"
 #include "croquis/kvcache/policies/kept.h"
 #include "croquis/kvcache/unit_pool.h"
 #include "croquis/simd/dense_kernels.h"
@@ -42,6 +43,13 @@ struct HeadView {
 };
 
 HeadView ViewHead(const KvCache& cache, int64_t layer, int64_t head);
+
+// Where the tokens of a cache come from.
+const Lineage& LineageOf(const KvCache& cache);
+// Leading tokens that two caches hold alike because they are branches. Their sinks and ring rows are the same bytes,
+// and so are their codes where the layer's first page is one unit (the keys' common part was decided before the
+// branch).
+int64_t CommonTokens(const KvCache& a, const KvCache& b);
 
 // Tokens of a layer that are in pages when it holds `length`: a function of the length alone, so it does not depend on
 // how the tokens were cut into chunks.
