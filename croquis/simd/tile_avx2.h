@@ -49,6 +49,8 @@ struct V : VectorAvx2 {
   static I Bits(F x) { return _mm256_castps_si256(x); }
   static void StoreI(void* p, I x) { _mm256_storeu_si256((I*)p, x); }
   static I LoadI(const void* p) { return _mm256_loadu_si256((const I*)p); }
+  // 8 halves of 16 bits in the low halves of the lanes.
+  static I LoadHalves(const void* p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)); }
   static I ZeroI() { return _mm256_setzero_si256(); }
   // Lane i: low half of a's, low half of b's above it; and the two halves as numbers.
   static I Interleave(I a, I b) { return _mm256_or_si256(a, _mm256_slli_epi32(b, 16)); }

@@ -46,6 +46,8 @@ struct V : VectorAvx512 {
   static I Bits(F x) { return _mm512_castps_si512(x); }
   static void StoreI(void* p, I x) { _mm512_storeu_si512(p, x); }
   static I LoadI(const void* p) { return _mm512_loadu_si512(p); }
+  // 16 halves of 16 bits in the low halves of the lanes.
+  static I LoadHalves(const void* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
   static I ZeroI() { return _mm512_setzero_si512(); }
   // Lane i: low half of a's, low half of b's above it.
   static I Interleave(I a, I b) { return _mm512_or_si512(a, _mm512_slli_epi32(b, 16)); }

@@ -73,16 +73,22 @@ template <TileType Tile, RowType T>
 void PackValues(const TileLayout& l, const std::byte* v, int64_t stride, const int32_t* index, int64_t n,
                 uint32_t* out) {
   const Sizes<Tile> sizes(l);
-  const auto number = [&](int64_t t, int64_t i) {
-    return t < n ? NumbersAt<T>(v + (index != nullptr ? index[t] : t) * stride, i, l.value_dim) : V::Zero();
-  };
-  for (int64_t t = 0; t < kTileKeys; t += sizes.kNumbers, out += sizes.value_width)
-    for (int64_t i = 0; i < sizes.value_width; i += kW) {
+  const auto row_at = [&](int64_t t) { return v + (index != nullptr ? index[t] : t) * stride; };
+  const auto number = [&](int64_t t, int64_t i) { return t < n ? NumbersAt<T>(row_at(t), i, l.value_dim) : V::Zero(); };
+  for (int64_t t = 0; t < kTileKeys; t += sizes.kNumbers, out += sizes.value_width) {
+    int64_t i = 0;
+    if (Tile == TileType::kBf16 && T == RowType::kBf16 && t + 1 < n) {
+      const std::byte *a = row_at(t), *b = row_at(t + 1);
+      for (; i + kW <= l.value_dim; i += kW)
+        V::StoreI(out + i, V::Interleave(V::LoadHalves(a + 2 * i), V::LoadHalves(b + 2 * i)));
+    }
+    for (; i < sizes.value_width; i += kW) {
       if constexpr (Tile == TileType::kF32)
         V::StoreI(out + i, V::Bits(number(t, i)));
       else
         V::StoreI(out + i, V::Interleave(V::Bf16(number(t, i)), V::Bf16(number(t + 1, i))));
     }
+  }
 }
 
 template <TileType Tile, RowType T>
@@ -99,6 +105,8 @@ void PackQueryRows(const TileLayout& l, const std::byte* q, int64_t stride, cons
         V::StoreLowHalves((uint16_t*)(out + i * kBytes), V::Bf16(x));
     };
     int64_t i = 0;
+    if (Tile == TileType::kBf16 && T == RowType::kBf16 && factor == 1)
+      for (; i + 2 * kW <= l.dim; i += 2 * kW) V::StoreI(out + 2 * i, V::LoadI(row + 2 * i));
     for (; i + kW <= l.dim; i += kW) store(i, V::Mul(NumbersAt<T>(row, i, l.dim), V::Set(factor)));
     for (; i < width; i += kW) {
       alignas(64) float rest[kW];

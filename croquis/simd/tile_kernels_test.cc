@@ -80,7 +80,10 @@ TEST(TileKernels, PackedTilesAreTheSameBits) {
               for (Buffer* b : {&keys[i], &values[i], &queries[i]}) std::fill_n(b->data(), b->size(), std::byte(0x7f));
               with.pack_block(layout, row_type, k.data(), dim, v.data(), value_dim, gather, n, keys[i].data(),
                               values[i].data());
-              with.pack_queries(layout, row_type, k.data(), dim, gather, n, type == TileType::kF32 ? .37f : -1.f,
+              with.pack_queries(layout, row_type, k.data(), dim, gather, n,
+                                type == TileType::kF32 ? .37f
+                                : n % 2 == 0           ? -1.f
+                                                       : 1.f,
                                 queries[i].data());
             }
             const auto same = [](const Buffer& a, const Buffer& b) {
