@@ -19,11 +19,11 @@ namespace croquis::attention {
 //
 // Pages that caches share (KvCache::Branch) are found here, in every call. The queries of all sequences below a node of
 // the tree of shared pages make one product with its keys and values; the parts of an answer are merged by their
-// log-sum-exps in f32. What a sequence does not share, its sinks and its ring, it reads alone. The results are those of
-// AttendAndAppend but for the order of sums, and do not depend on the number of threads.
-// Errors: those of AttendAndAppend, with the number of the sequence; a cache that comes twice; caches of different
-// shapes. Nothing is appended then. When any of the caches is edited, all are read one by one. options.causal makes no
-// difference to a single token.
+// log-sum-exps in f32. So it is with rows of sinks and rings that sequences hold alike, each for itself, since they
+// were branched off later. What remains, a sequence reads alone. The results are those of AttendAndAppend but for the
+// order of sums, and do not depend on the number of threads. Errors: those of AttendAndAppend, with the number of the
+// sequence; a cache that comes twice; caches of different shapes. Nothing is appended then. When any of the caches is
+// edited, all are read one by one. options.causal makes no difference to a single token.
 Status AttendBatch(Executor& executor, std::span<kvcache::KvCache* const> caches, const AttendOptions& options,
                    MatView<const float> q, MatView<const float> k, MatView<const float> v, MatView<float> out);
 

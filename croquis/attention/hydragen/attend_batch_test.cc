@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 
+#include "croquis/attention/hydragen/common_rows.h"
 #include "croquis/attention/hydragen/prefix_tree.h"
 #include "croquis/attention/test_reference.h"
 
@@ -34,11 +35,15 @@ void Grow(KvCache& cache, int64_t tokens, uint64_t& what) {
   }
 }
 
-// A random tree of depth up to `depth`: each node grows by up to 700 tokens (often none) and has one to three children.
+// A random tree of depth up to `depth`: each node sometimes forgets some tokens, grows by up to 700 (often none) and
+// has one to three children.
 void GrowTree(std::unique_ptr<KvCache> cache, int64_t depth, const Stream& random, uint64_t& draw, uint64_t& what,
               Caches& leaves) {
   const auto below = [&](uint32_t n) { return int64_t(random.U32(draw++) % n); };
   constexpr int64_t kLengths[] = {0, 0, 1, 17, 130, 256, 300, 520, 700};
+  if (below(4) == 0) {
+    ASSERT_TRUE(cache->Truncate(std::max<int64_t>(0, cache->length() - below(200))));
+  }
   Grow(*cache, kLengths[below(9)], what);
   if (depth == 0) return leaves.push_back(std::move(cache));
   const int64_t children = 1 + below(3);
@@ -290,6 +295,37 @@ TEST(PrefixTree, EveryPageIsInOneRunAndShortRunsAreRead) {
     int64_t joint = 0;
     for (const SharedRun& run : tree.runs) joint += run.sequences > 1;
     EXPECT_EQ(joint, group == 1 ? 1 : 2);
+  }
+}
+
+TEST(CommonRows, AreFoundUpToWhereSequencesPart) {
+  const Shape shape{.kv_heads = 1, .group = 1, .head_dim = 64};
+  for (const char* method : {"f16", "eden:bits=4"}) {
+    uint64_t what = 0;
+    Caches caches;
+    caches.push_back(*KvCache::Make(Config(shape, method)));  // 4 sinks, a ring of 128
+    Grow(*caches[0], 1000, what);
+    for (int i = 1; i < 6; ++i) caches.push_back(caches[0]->Branch());
+    for (int i = 0; i < 5; ++i) Grow(*caches[size_t(i)], 40 + i, what);
+    caches.push_back(*KvCache::Make(Config(shape, method)));
+    Grow(*caches.back(), 1000, what);
+    const auto all = Pointers(caches);
+    const auto tables = PageTables(all, 0);
+    // Page 6 (tokens 772 to 899) was being filled at the branch; those that grew filled it for themselves.
+    EXPECT_NE(kvcache::ViewHead(*all[0], 0, 0).units[6], kvcache::ViewHead(*all[1], 0, 0).units[6]);
+    EXPECT_EQ(tables[0][6], tables[1][6]);
+    EXPECT_NE(tables[0][6], tables[5][6]) << "not as full";
+    EXPECT_NE(tables[0][0], tables[6][0]);
+    const PrefixTree tree = BatchTree(all, 0, 1);
+    for (const bool pages_are_rows : {true, false}) {
+      const auto rows = FindCommonRows(all, 0, 1, tree, pages_are_rows);
+      // Pages 0 to 5 are a run; page 6 alone is too short for one, but its rows count where pages are rows. Otherwise
+      // rows are those that all of them still have in the ring.
+      ASSERT_EQ(rows.size(), 1u);
+      EXPECT_EQ(rows[0].sequences, (std::vector<int64_t>{0, 1, 2, 3, 4, 5}));
+      EXPECT_EQ(rows[0].begin, 4 + (pages_are_rows ? 6 * 128 : 912)) << method;
+      EXPECT_EQ(rows[0].end, 1000);
+    }
   }
 }
 
