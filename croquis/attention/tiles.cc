@@ -68,6 +68,14 @@ void KeySet::Pack(Executor& executor, const RowsView& k, const RowsView& v, std:
   executor.ParallelFor(blocks(), [&](int64_t block, int) { PackBlock(block, k, v, index); });
 }
 
+void KeySet::Fetch(int64_t begin, int64_t end) const {
+  constexpr size_t kLine = 64;
+  for (int64_t block = (begin + kTileKeys - 1) / kTileKeys; block * kTileKeys < end; ++block) {
+    for (size_t at = 0; at < layout_.KeyBlockBytes(); at += kLine) __builtin_prefetch(Keys(block) + at, 0, 2);
+    for (size_t at = 0; at < layout_.ValueBlockBytes(); at += kLine) __builtin_prefetch(Values(block) + at, 0, 2);
+  }
+}
+
 void KeySet::SetLogWeight(int64_t slot, float log_weight) {
   if (bias_.empty()) bias_.resize(size_t(blocks() * kTileKeys));
   bias_[size_t(slot)] = log_weight * kLog2E;

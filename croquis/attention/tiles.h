@@ -41,6 +41,10 @@ class KeySet {
   // All blocks, in parallel.
   void Pack(Executor& executor, const RowsView& k, const RowsView& v, std::span<const int32_t> index = {});
 
+  // Asks for blocks that begin among the slots [begin, end), so that they are in the second cache when they are
+  // attended.
+  void Fetch(int64_t begin, int64_t end) const;
+
   // Adds to the logits of slot `slot` the natural logarithm of a weight: ln 2 counts a key twice. Sets a table of
   // zeros up at the first call, so call it from one thread.
   void SetLogWeight(int64_t slot, float log_weight);

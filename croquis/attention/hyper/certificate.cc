@@ -54,8 +54,8 @@ void Engine::CertifyHead(int64_t kv, int64_t g, double floor, const ProbeResult&
                          RunReport* report) const {
   const int64_t nq = problem_.q.rows;
   const auto share = [&](int64_t row) {
-    const size_t at = State(g, row);
-    return mass_[at] > 0 ? double(deviation_[at]) / double(mass_[at]) : 0.;
+    const RowState& state = State(g, row);
+    return state.mass > 0 ? double(state.deviation) / double(state.mass) : 0.;
   };
   std::vector<double> ratios;
   for (size_t i = 0; i < probes.rows.size(); ++i)
@@ -64,9 +64,9 @@ void Engine::CertifyHead(int64_t kv, int64_t g, double floor, const ProbeResult&
   const double ratio = ratios.empty() ? 0 : ratios[std::min(ratios.size() - 1, ratios.size() * 9 / 10)];
   const auto estimate = [&](int64_t row) {
     if (!certify_) return ratio * share(row);
-    const size_t at = State(g, row);
-    if (mass_[at] == 0) return 0.;
-    return std::sqrt(double(deviation_[at])) / double(mass_[at]) / (Norm(Answer(kv, g, row)) + floor);
+    const RowState& state = State(g, row);
+    if (state.mass == 0) return 0.;
+    return std::sqrt(double(state.deviation)) / double(state.mass) / (Norm(Answer(kv, g, row)) + floor);
   };
   const bool test = options_.tolerance > 0;
   if (test)
@@ -80,9 +80,10 @@ void Engine::CertifyHead(int64_t kv, int64_t g, double floor, const ProbeResult&
   const auto fails = [&](int64_t row) { return std::binary_search(failed.begin(), failed.end(), int32_t(row)); };
   if (certify_) {
     for (int64_t row = 0; row < nq; ++row) {
-      if (fails(row) || mass_[State(g, row)] == 0) continue;
+      const RowState& state = State(g, row);
+      if (fails(row) || state.mass == 0) continue;
       report->est_error += estimate(row);
-      report->lse_std += std::sqrt(double(mass_deviation_[State(g, row)])) / double(mass_[State(g, row)]);
+      report->lse_std += std::sqrt(double(state.mass_deviation)) / double(state.mass);
     }
     return;
   }
@@ -136,9 +137,9 @@ std::vector<Engine::ProbeResult> Engine::Probe(int64_t kv, double floor) {
         attention::Merge(partials[size_t((g * parts + part) * n + i)], exact);
       const double lse = double(Finalize(exact, exact.a));
       const int64_t row = results[size_t(g)].rows[size_t(i)];
-      const size_t state = State(g, row);
-      const double got = mass_[state] > 0 ? double(max_[state]) * std::numbers::ln2 + std::log(double(mass_[state]))
-                                          : double(kEmptyMax);
+      const RowState& state = State(g, row);
+      const double got =
+          state.mass > 0 ? double(state.max) * std::numbers::ln2 + std::log(double(state.mass)) : double(kEmptyMax);
       const double size = Norm(exact.a);
       const std::span<const float> answer = Answer(kv, g, row);
       for (size_t c = 0; c < exact.a.size(); ++c) exact.a[c] -= answer[c];

@@ -74,9 +74,7 @@ Engine::Engine(Executor& executor, const Problem& problem, const Output& output,
   if (moment())
     for (Slope& slope : slopes_) slope.covariance = KeySet(type, problem.k.dim, 1, problem.v.dim);
   for (int i = 0; i < executor.threads(); ++i) workers_.emplace_back(type, problem.k.dim, problem.v.dim);
-  const auto states = size_t(group * problem.q.rows);
-  max_.resize(states), mass_.resize(states), deviation_.resize(states);
-  if (certify_) mass_deviation_.resize(states);
+  states_.resize(size_t(group * problem.q.rows));
 }
 
 Engine::Worker::Worker(TileType type, int64_t dim, int64_t value_dim)
@@ -121,10 +119,7 @@ void Engine::TakeHead(int64_t kv) {
 void Engine::RunHead(int64_t kv, RunReport* report) {
   TakeHead(kv);
   for (Worker& w : workers_) w.pairs = 0;
-  std::fill(max_.begin(), max_.end(), simd::kMasked);
-  std::fill(mass_.begin(), mass_.end(), 0.f);
-  std::fill(deviation_.begin(), deviation_.end(), 0.f);
-  std::fill(mass_deviation_.begin(), mass_deviation_.end(), 0.f);
+  std::fill(states_.begin(), states_.end(), RowState());
   if (in_order_.keys() > 0) in_order_.Pack(executor_, head_.k.Head(0), head_.v.Head(0));
   index_.Build(executor_, kv);
   segment_keys_.MeasureValues(executor_);
@@ -149,6 +144,7 @@ void Engine::RunStage(int64_t kv, size_t stage) {
     executor_.ParallelFor((n + kRun - 1) / kRun, [&](int64_t run, int worker) {
       for (int64_t i = run * kRun; i < std::min(n, (run + 1) * kRun); ++i) {
         if (i + 1 < std::min(n, (run + 1) * kRun)) Fetch(all[size_t(i + 1)], kv);
+        FetchKeys(all[size_t(i)]);
         RunTile(all[size_t(i)], kv, workers_[size_t(worker)]);
       }
     });
@@ -188,19 +184,19 @@ void Engine::RunLeaf(const LeafTile& t, int64_t kv, Worker& w) {
 
 // Takes up the state of a row.
 void Engine::Resume(int64_t kv, int64_t g, int64_t row, int64_t at, Worker& w) {
-  const size_t state = State(g, row);
-  w.reference[size_t(at)] = max_[state];
-  if (mass_[state] > 0) w.tile.Resume(at, max_[state], mass_[state], Answer(kv, g, row));
+  const RowState& state = State(g, row);
+  w.reference[size_t(at)] = state.max;
+  if (state.mass > 0) w.tile.Resume(at, state.max, state.mass, Answer(kv, g, row));
 }
 
 // Keeps the state of a row, but for its sums.
 void Engine::Keep(int64_t g, int64_t row, int64_t at, Worker& w) {
-  const size_t state = State(g, row);
-  max_[state] = w.tile.Max2(at), mass_[state] = w.tile.Mass(at);
-  if (deviation_[state] != 0 && w.reference[size_t(at)] != max_[state]) {
-    const float age = std::exp2(w.reference[size_t(at)] - max_[state]);
-    deviation_[state] *= certify_ ? age * age : age;
-    if (certify_) mass_deviation_[state] *= age * age;
+  RowState& state = State(g, row);
+  state.max = w.tile.Max2(at), state.mass = w.tile.Mass(at);
+  if (state.deviation != 0 && w.reference[size_t(at)] != state.max) {
+    const float age = std::exp2(w.reference[size_t(at)] - state.max);
+    state.deviation *= certify_ ? age * age : age;
+    state.mass_deviation *= age * age;
   }
 }
 

@@ -27,17 +27,31 @@ class Engine {
   void RunHead(int64_t kv, RunReport* report);
 
  private:
+  // Neighbouring rows of a tile that meet the same keys of a segment, or keys close by: ranks among the sorted ones.
+  struct Share {
+    int64_t first = 0, rows = 0;
+    Range window;      // of all the rows
+    bool same = true;  // each row's
+  };
+  // What is known of a row, but for its sums. Base 2; deviations are relative to 2^max: the mass that cells gave, for
+  // the certificate; with samples, see AddSpread.
+  struct RowState {
+    float max = simd::kMasked, mass = 0;  // kMasked: nothing seen yet
+    float deviation = 0, mass_deviation = 0;
+  };
   struct Worker {
     Worker(TileType type, int64_t dim, int64_t value_dim);
     QueryTile tile;
     std::vector<KeyRange> ranges;  // of the next call
-    std::vector<Range> windows;    // of ranks, of each segment of a group: a row each
+    std::vector<Share> shares;     // of each segment of a group: kShares
+    std::vector<Range> windows;    // of each segment: a row each, where rows of a share have windows of their own
+    std::vector<float> squares;    // of each row: |q|^2
     std::vector<Range> visible;    // what `ranges` refer to
     std::vector<float> weights, factors;
     size_t visible_used = 0, weights_used = 0;
-    Matrix<float> covariance;   // of a group
-    std::vector<float> steps;   // of each row
-    std::vector<float> shares;  // of each row: the mass that cells gave, relative to 2^reference
+    Matrix<float> covariance;      // of a group
+    std::vector<float> steps;      // of each row
+    std::vector<float> cell_mass;  // of each row: what cells gave, relative to 2^reference
     // States of a tile before residuals and between the halves of samples.
     std::vector<float> before, between, before_m, before_l, between_m, between_l;
     std::vector<float> reference;  // of each row, base 2: what its deviations are relative to
@@ -71,12 +85,14 @@ class Engine {
   void MakeSlope(const Group& group, Worker& w);
   void RunTile(const GroupTile& t, int64_t kv, Worker& w);
   void Fetch(const GroupTile& t, int64_t kv) const;
-  void Windows(const GroupTile& t, const Segment& s, std::span<Range> windows) const;
+  void FetchKeys(const GroupTile& t) const;
+  void Windows(const GroupTile& t, size_t segment, Worker& w) const;
   void AddWindows(const GroupTile& t, size_t segment, Worker& w) const;
   void AddResiduals(const GroupTile& t, size_t segment, int half, Worker& w) const;
-  void RowFactors(const GroupTile& t, const Segment& s, std::span<const int32_t> rows, float* factors) const;
-  void AddShares(const GroupTile& t, std::span<const int32_t> rows, Worker& w);
-  void Step(const GroupTile& t, std::span<const int32_t> rows, Worker& w) const;
+  void AddOwnResiduals(size_t segment, int half, const Share& share, KeyRange range, const Segment& s, Worker& w) const;
+  void RowFactors(const Segment& s, std::span<const float> squares, float* factors) const;
+  void AddMassOfCells(const GroupTile& t, std::span<const int32_t> rows, Worker& w);
+  void Step(const GroupTile& t, Worker& w) const;
   void KeepState(Worker& w, int64_t rows, std::vector<float>& m, std::vector<float>& l, std::vector<float>& a) const;
   void AddSpread(const GroupTile& t, std::span<const int32_t> rows, Worker& w);
 
@@ -94,7 +110,9 @@ class Engine {
   void Recompute(int64_t kv, int64_t g, const std::vector<int32_t>& rows);
 
   bool moment() const { return options_.residual == Residual::kMoment; }
-  size_t State(int64_t g, int64_t row) const { return size_t(g * problem_.q.rows + row); }
+  const RowState& State(int64_t g, int64_t row) const { return states_[size_t(g * problem_.q.rows + row)]; }
+  RowState& State(int64_t g, int64_t row) { return states_[size_t(g * problem_.q.rows + row)]; }
+  std::span<const Share> Shares(size_t segment, const Worker& w) const;
   // Holds a row's weighted sums until its leaf is done, then its answer.
   std::span<float> Answer(int64_t kv, int64_t g, int64_t row) const {
     return output_.Head(kv * problem_.Group() + g, problem_.q.rows, problem_.v.dim)[row];
@@ -117,9 +135,7 @@ class Engine {
   std::vector<StageTiles> tiles_;
   std::vector<Slope> slopes_;  // of each group
   std::vector<Worker> workers_;
-  std::vector<float> max_, mass_;  // of each row, base 2; simd::kMasked: nothing seen yet
-  // Relative to 2^max: the mass that cells gave, for the certificate; with samples, see AddSpread.
-  std::vector<float> deviation_, mass_deviation_;
+  std::vector<RowState> states_;
 };
 
 }  // namespace croquis::attention::hyper

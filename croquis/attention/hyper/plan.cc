@@ -18,8 +18,8 @@ int64_t WholeBlocks(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
 // What hashing, sorting and packing a key costs, in pairs; found by measurement, only the order matters.
 constexpr int64_t kKeyCost = 200, kRowCost = 200;
 
-constexpr int64_t kGroupKeys = 2048;   // of a node whose rows are sorted together
-constexpr int64_t kStageKeys = 16384;  // of a node whose segments and rows are worked on together
+constexpr int64_t kGroupKeys = 2048;  // of a node whose rows are sorted together for the segments inside of a stage
+constexpr int64_t kStageKeys = 8192;  // of a node whose segments and rows are worked on together
 
 class Planner {
  public:
@@ -73,7 +73,7 @@ class Planner {
     const bool leaf = n <= std::max<int64_t>(o_.min_length, 1), opens = !stage_ && (leaf || n <= stage_keys_);
     if (opens) OpenStage(), stage_depth_ = depth;
     const bool group = leaf || n <= kGroupKeys;
-    if (group && !meets.empty()) AddGroup(rows, std::move(meets), 0), meets.clear();
+    if ((opens || group) && !meets.empty()) AddGroup(rows, std::move(meets), opens ? 0 : 1), meets.clear();
     if (leaf) {
       plan_.stages.back().leaves.push_back({.rows = rows, .keys = {first, last}, .earlier = earlier});
     } else {
@@ -89,7 +89,7 @@ class Planner {
           if (const auto segment = Approximate({first, at}, part_rows); !segment)
             part_earlier.push_back({first, at});
           else if (const Segment* const s = Keep(*segment, depth); group || by_rank())
-            AddGroup(part_rows, {s}, depth - stage_depth_ + 1);
+            AddGroup(part_rows, {s}, depth - stage_depth_ + 2);
           else
             part_meets.push_back(s);
         }

@@ -6,9 +6,11 @@
 // in (s - 1) / (2 log2 s), .5 and .75, where several query heads share it. Lengths need no padding; cuts are at whole
 // tiles. Queries behind the last key meet all keys in one segment; without a mask that segment is all there is.
 //
-// Rows are sorted in groups, each once for all the segments that it is in: the rows of a node of some thousand keys.
-// A tile of them meets all its segments by two calls of the tile kernel, and its states stay where they are. Only the
-// segments inside of such a node, and blocks that are matched by rank, have orders of rows of their own.
+// Rows are sorted in groups, each once for several segments. A tile of them meets these by two calls of the tile
+// kernel, and its states stay where they are. The rows of a stage are a group for segments longer than the stage: the
+// fewer keys lie between neighbouring rows' places, the more of their windows they share, and the less often long
+// segments are read. Segments inside of a stage are met by groups of their own, and only those inside of such a group,
+// and blocks that are matched by rank, have orders of rows of their own.
 #pragma once
 
 #include <cstdint>
