@@ -4,7 +4,7 @@
 
 using F = V::F;
 constexpr int kW = V::kW;
-constexpr int64_t kAhead = 8;  // rows that are asked for before they are read
+constexpr int64_t kAhead = 16;  // rows that are asked for before they are read
 
 template <RowType kType>
 inline F LoadRow(const std::byte* x, int64_t i) {
@@ -88,20 +88,27 @@ void AddRows(RowType type, const std::byte* x, int64_t stride, const int32_t* in
   AddRowsOf<RowType::kF16>(x, stride, index, n, dim, sum);
 }
 
-void Squares(const float* x, int64_t stride, int64_t n, int64_t dim, float* out) {
-  for (int64_t r = 0; r < n; ++r, x += stride) {
-    F a = V::Zero(), b = V::Zero();
-    int64_t i = 0;
-    for (; i + 2 * kW <= dim; i += 2 * kW) {
-      const F u = V::Load(x + i), v = V::Load(x + i + kW);
-      a = V::Fma(u, u, a), b = V::Fma(v, v, b);
-    }
-    for (; i < dim; i += kW) {
-      const F u = V::LoadN(x + i, dim - i < kW ? dim - i : kW);
-      a = V::Fma(u, u, a);
-    }
-    out[r] = V::Sum(V::Add(a, b));
-  }
+template <RowType kType>
+void SquaresOf(const std::byte* x, int64_t stride, int64_t n, int64_t dim, float* out) {
+  EachRow<kType>(
+      x, stride, nullptr, n, dim, [&](int64_t r, const std::byte* row) __attribute__((always_inline)) {
+        F a = V::Zero(), b = V::Zero();
+        int64_t i = 0;
+        for (; i + 2 * kW <= dim; i += 2 * kW) {
+          const F u = LoadRow<kType>(row, i), v = LoadRow<kType>(row, i + kW);
+          a = V::Fma(u, u, a), b = V::Fma(v, v, b);
+        }
+        for (; i < dim; i += kW) {
+          const F u = i + kW <= dim ? LoadRow<kType>(row, i) : LoadRowN<kType>(row, i, dim - i);
+          a = V::Fma(u, u, a);
+        }
+        out[r] = V::Sum(V::Add(a, b));
+      });
+}
+void Squares(RowType type, const std::byte* x, int64_t stride, int64_t n, int64_t dim, float* out) {
+  if (type == RowType::kF32) return SquaresOf<RowType::kF32>(x, stride, n, dim, out);
+  if (type == RowType::kBf16) return SquaresOf<RowType::kBf16>(x, stride, n, dim, out);
+  SquaresOf<RowType::kF16>(x, stride, n, dim, out);
 }
 
 void AddScaled(const float* x, int64_t n, float a, float b, float* y) {

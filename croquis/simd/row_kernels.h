@@ -21,8 +21,8 @@ struct RowKernels {
   // sum[dim] += those rows, one after the other.
   void (*add_rows)(RowType type, const std::byte* x, int64_t stride, const int32_t* index, int64_t n, int64_t dim,
                    float* sum);
-  // out[r] = |x_r|^2.
-  void (*squares)(const float* x, int64_t stride, int64_t n, int64_t dim, float* out);
+  // out[r] = |x_r|^2 in f32, for rows 0 .. n.
+  void (*squares)(RowType type, const std::byte* x, int64_t stride, int64_t n, int64_t dim, float* out);
   // Bit t of codes[r] is z_r[t] > threshold[t], t < 16.
   void (*sign_bits)(const float* z, int64_t stride, int64_t n, const float* threshold, uint16_t* codes);
   // y[i] = (y[i] + a x[i]) b.

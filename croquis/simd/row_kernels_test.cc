@@ -57,17 +57,18 @@ TEST_P(RowKernelsTest, ReadsAndAddsRowsAsThePortableFormDoes) {
 }
 
 TEST_P(RowKernelsTest, Squares) {
-  for (const int64_t dim : {1, 15, 16, 47, 64, 128}) {
-    const Rows x(RowType::kF32, dim);
-    const auto* const numbers = reinterpret_cast<const float*>(x.bytes.data());
-    std::vector<float> got(kRows);
-    kernels().squares(numbers, x.stride, kRows, dim, got.data());
-    for (int64_t r = 0; r < kRows; ++r) {
-      double want = 0;
-      for (int64_t i = 0; i < dim; ++i) want += std::pow(double(numbers[r * x.stride + i]), 2);
-      EXPECT_NEAR(got[size_t(r)], want, 1e-5 * want);
+  for (const RowType type : kTypes)
+    for (const int64_t dim : {1, 15, 16, 47, 64, 128}) {
+      const Rows x(type, dim);
+      std::vector<float> got(kRows), numbers(size_t(kRows * dim));
+      plain().widen(type, x.bytes.data(), x.stride, nullptr, kRows, dim, numbers.data());
+      kernels().squares(type, x.bytes.data(), x.stride, kRows, dim, got.data());
+      for (int64_t r = 0; r < kRows; ++r) {
+        double want = 0;
+        for (int64_t i = 0; i < dim; ++i) want += std::pow(double(numbers[size_t(r * dim + i)]), 2);
+        EXPECT_NEAR(got[size_t(r)], want, 1e-5 * want);
+      }
     }
-  }
 }
 
 TEST_P(RowKernelsTest, SignBits) {

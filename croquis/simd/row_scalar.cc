@@ -20,10 +20,13 @@ void AddRows(RowType type, const std::byte* x, int64_t stride, const int32_t* in
   }
 }
 
-void Squares(const float* x, int64_t stride, int64_t n, int64_t dim, float* out) {
-  for (int64_t r = 0; r < n; ++r, x += stride) {
+void Squares(RowType type, const std::byte* x, int64_t stride, int64_t n, int64_t dim, float* out) {
+  for (int64_t r = 0; r < n; ++r, x += stride * RowTypeBytes(type)) {
     float sum[8] = {};
-    for (int64_t i = 0; i < dim; ++i) sum[i % 8] += x[i] * x[i];
+    for (int64_t i = 0; i < dim; ++i) {
+      const float number = Number(type, x, i);
+      sum[i % 8] += number * number;
+    }
     out[r] = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
   }
 }

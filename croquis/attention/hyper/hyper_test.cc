@@ -207,7 +207,7 @@ double Captured(const Problem& p, const hyper::Options& options) {
   EXPECT_EQ(plan.segments.size(), 1u);
   const hyper::Segment& s = plan.segments[0];
   const hyper::Group& group = plan.stages[0].passes[0][0];
-  hyper::Index index(p, options, plan);
+  hyper::Index index(simd::TileType::kF32, p, options, plan);
   index.Build(executor, 0);
   const auto rows = index.SortedRows(group, 0);
   const auto codes = index.SortedCodes(group, 0);

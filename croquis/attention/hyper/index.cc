@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "croquis/simd/dense_kernels.h"
 #include "croquis/simd/row_kernels.h"
 
 namespace croquis::attention::hyper {
@@ -17,8 +16,8 @@ constexpr uint64_t kPurpose = Purpose("attention.hyper.directions");
 
 }  // namespace
 
-Index::Index(const Problem& problem, const Options& options, const Plan& plan)
-    : problem_(problem), options_(options), plan_(plan) {
+Index::Index(TileType type, const Problem& problem, const Options& options, const Plan& plan)
+    : type_(type), problem_(problem), options_(options), plan_(plan) {
   const int64_t scores = options.globals > 0 ? std::min(problem.Group(), kMostHeads) + 1 : 0;
   key_width_ = (kDirections + scores + kWidth - 1) / kWidth * kWidth;
   for (const Stage& stage : plan.stages)
@@ -30,6 +29,9 @@ Index::Index(const Problem& problem, const Options& options, const Plan& plan)
   const size_t keys = size_t(problem.k.rows), rows = size_t(problem.Group() * problem.q.rows);
   key_projection_ = Matrix<float>(problem.k.rows, key_width_);
   row_projection_ = Matrix<float>(problem.Group() * problem.q.rows, kWidth);
+  key_probes_ = Matrix<float>(problem.k.dim, key_width_), row_probes_ = Matrix<float>(problem.k.dim, kWidth);
+  packed_key_probes_ = KeySet(type, problem.k.dim, 1, key_width_);
+  packed_row_probes_ = KeySet(type, problem.k.dim, 1, kWidth);
   key_square_.resize(keys), row_square_.resize(rows);
   if (scores > 0) key_score_.resize(keys), key_distance_.resize(keys);
   rank_tables_.resize(kDirections + 1);
@@ -126,10 +128,10 @@ void Index::MakeProbes(Executor& executor, int64_t kv) {
   const Range past = options_.strict && problem_.mask.causal ? PastRows() : Range{0, k.rows};
   const std::vector<float> directions =
       options_.paper ? RandomDirections(dim, random) : PrincipalDirections(k, past, random);
-  key_probes_.assign(size_t(dim * key_width_), 0.f), row_probes_.assign(size_t(dim * kWidth), 0.f);
   for (int64_t i = 0; i < dim; ++i) {
-    std::copy_n(directions.data() + i * kDirections, kDirections, key_probes_.data() + i * key_width_);
-    std::copy_n(directions.data() + i * kDirections, kDirections, row_probes_.data() + i * kWidth);
+    std::fill_n(key_probes_.Row(i), key_width_, 0.f), std::fill_n(row_probes_.Row(i), kWidth, 0.f);
+    std::copy_n(directions.data() + i * kDirections, kDirections, key_probes_.Row(i));
+    std::copy_n(directions.data() + i * kDirections, kDirections, row_probes_.Row(i));
   }
   if (key_score_.empty()) return;
   // Mean queries and the mean key, of up to 1024 rows each: columns behind the directions.
@@ -147,41 +149,55 @@ void Index::MakeProbes(Executor& executor, int64_t kv) {
     for (int64_t s = 0; s < n; ++s) sample[size_t(s)] = int32_t(rows.first + s * rows.size() / n);
     std::vector<float> sum(static_cast<size_t>(dim));
     AddRows(from, sample, sum.data());
-    for (int64_t i = 0; i < dim && n > 0; ++i)
-      key_probes_[size_t(i * key_width_ + kDirections + c)] = sum[size_t(i)] / float(n);
+    for (int64_t i = 0; i < dim && n > 0; ++i) key_probes_.Row(i)[kDirections + c] = sum[size_t(i)] / float(n);
   });
 }
 
+// Rows times probes, by tiles: probes lie like values, and each product is a step along them.
 void Index::Project(Executor& executor) {
-  constexpr int64_t kRows = 64;
-  const int64_t group = problem_.Group(), dim = problem_.k.dim, heads = std::min(group, kMostHeads);
-  const int64_t key_tasks = (problem_.k.rows + kRows - 1) / kRows, row_tasks = (problem_.q.rows + kRows - 1) / kRows;
-  std::vector<std::vector<float>> buffers(size_t(executor.threads()), std::vector<float>(size_t(kRows * dim)));
-  executor.ParallelFor(key_tasks + group * row_tasks, [&](int64_t task, int worker) {
-    const bool key = task < key_tasks;
-    const int64_t g = key ? 0 : (task - key_tasks) / row_tasks;
-    const RowsView from = key ? problem_.k.Head(0) : problem_.q.Head(g);
-    const int64_t first = (key ? task : (task - key_tasks) % row_tasks) * kRows, n = std::min(kRows, from.rows - first);
-    const float* rows = reinterpret_cast<const float*>(from.Row(first));
-    int64_t stride = from.stride;
-    if (from.type != simd::RowType::kF32) {
-      ReadRows(from, first, n, buffers[size_t(worker)].data());
-      rows = buffers[size_t(worker)].data(), stride = dim;
-    }
-    float* const squares = key ? key_square_.data() + first : row_square_.data() + g * from.rows + first;
-    simd::RowLoops().squares(rows, stride, n, dim, squares);
-    const int64_t width = key ? key_width_ : kWidth;
-    float* const to = key ? key_projection_.Row(first) : row_projection_.Row(g * from.rows + first);
-    std::fill_n(to, n * width, 0.f);
-    simd::Dense().small_gemm(rows, stride, key ? key_probes_.data() : row_probes_.data(), width, to, width, n, width,
-                             dim);
-    if (!key || key_score_.empty()) return;
-    for (int64_t r = 0; r < n; ++r) {
-      const float* const z = to + r * width + kDirections;
-      key_score_[size_t(first + r)] = *std::max_element(z, z + heads);
-      key_distance_[size_t(first + r)] = squares[r] - 2 * z[heads];
-    }
+  const auto pack = [](const Matrix<float>& probes, KeySet& set) {
+    const RowsView rows{probes.View()};
+    for (int64_t block = 0; block < set.blocks(); ++block) set.PackBlock(block, rows, rows);
+  };
+  pack(key_probes_, packed_key_probes_), pack(row_probes_, packed_row_probes_);
+  constexpr int64_t kRun = 8;  // tiles of a task
+  const int64_t keys = (problem_.k.rows + kTileRows - 1) / kTileRows,
+                rows = (problem_.q.rows + kTileRows - 1) / kTileRows, all = keys + problem_.Group() * rows;
+  std::vector<QueryTile> key_tiles, row_tiles;
+  for (int i = 0; i < executor.threads(); ++i) {
+    key_tiles.emplace_back(type_, problem_.k.dim, key_width_);
+    row_tiles.emplace_back(type_, problem_.k.dim, kWidth);
+  }
+  executor.ParallelFor((all + kRun - 1) / kRun, [&](int64_t run, int worker) {
+    for (int64_t i = run * kRun; i < std::min(all, (run + 1) * kRun); ++i)
+      if (i < keys)
+        ProjectTile(true, 0, i * kTileRows, key_tiles[size_t(worker)]);
+      else
+        ProjectTile(false, (i - keys) / rows, (i - keys) % rows * kTileRows, row_tiles[size_t(worker)]);
   });
+}
+
+void Index::ProjectTile(bool key, int64_t g, int64_t first, QueryTile& tile) {
+  static constexpr std::array<float, kTileRows> kOnes = [] {
+    std::array<float, kTileRows> ones{};
+    ones.fill(1);
+    return ones;
+  }();
+  const RowsView from = key ? problem_.k.Head(0) : problem_.q.Head(g);
+  const int64_t n = std::min(kTileRows, from.rows - first), width = key ? key_width_ : kWidth;
+  tile.Load(from.Rows(first, n), n, 1);
+  tile.AddProducts(key ? packed_key_probes_ : packed_row_probes_, kOnes);
+  float* const squares = key ? key_square_.data() + first : row_square_.data() + g * from.rows + first;
+  simd::RowLoops().squares(from.type, from.Row(first), from.stride, n, from.dim, squares);
+  float* const to = key ? key_projection_.Row(first) : row_projection_.Row(g * from.rows + first);
+  for (int64_t r = 0; r < n; ++r) std::copy_n(tile.Sums(r).data(), width, to + r * width);
+  if (!key || key_score_.empty()) return;
+  const int64_t heads = std::min(problem_.Group(), kMostHeads);
+  for (int64_t r = 0; r < n; ++r) {
+    const float* const z = to + r * width + kDirections;
+    key_score_[size_t(first + r)] = *std::max_element(z, z + heads);
+    key_distance_[size_t(first + r)] = squares[r] - 2 * z[heads];
+  }
 }
 
 // Adds up rows of 16 numbers `stride` apart, 64 at a time in f32.

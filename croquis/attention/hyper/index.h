@@ -8,6 +8,7 @@
 
 #include "croquis/attention/hyper/hash.h"
 #include "croquis/attention/hyper/plan.h"
+#include "croquis/attention/tiles.h"
 #include "croquis/base/executor.h"
 #include "croquis/base/view.h"
 
@@ -16,7 +17,8 @@ namespace croquis::attention::hyper {
 class Index {
  public:
   // Takes the memory for a problem of one kv head, which is read again by each Build.
-  Index(const Problem& problem, const Options& options, const Plan& plan);
+  // type: of the products that rows are hashed by.
+  Index(TileType type, const Problem& problem, const Options& options, const Plan& plan);
   static int64_t Bytes(const Problem& problem, const Plan& plan);
 
   // Hashes and sorts keys and queries. kv: numbers the random directions.
@@ -65,6 +67,7 @@ class Index {
   void CutChunks();
   void MakeProbes(Executor& executor, int64_t kv);
   void Project(Executor& executor);
+  void ProjectTile(bool key, int64_t g, int64_t first, QueryTile& tile);
   static void Best(const std::vector<float>& numbers, Range keys, size_t most, std::vector<Candidate>& heap);
   static Sums SumOf(const float* z, int64_t stride, int64_t n);
   void Survey(Piece& piece);
@@ -79,6 +82,7 @@ class Index {
   Range PastRows() const;
   const float* RowProjection(int64_t g, int64_t row) const { return row_projection_.Row(g * problem_.q.rows + row); }
 
+  const TileType type_;
   const Problem& problem_;
   const Options& options_;
   const Plan& plan_;
@@ -89,7 +93,9 @@ class Index {
   std::vector<Bounds> pieces_of_, key_chunks_;  // of each segment
   std::vector<Bounds> row_chunks_;              // of each group, head by head
 
-  std::vector<float> key_probes_, row_probes_;  // what rows are multiplied with: [dim, key_width_], [dim, 16]
+  // What rows are multiplied with: [dim, key_width_] and [dim, 16], as values of a set.
+  Matrix<float> key_probes_, row_probes_;
+  KeySet packed_key_probes_, packed_row_probes_;
   Matrix<float> key_projection_, row_projection_;
   std::vector<float> key_square_, row_square_, key_score_, key_distance_;
   std::vector<std::vector<uint16_t>> rank_tables_;           // by bits; empty where none has so many

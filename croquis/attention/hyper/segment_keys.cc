@@ -9,8 +9,18 @@
 namespace croquis::attention::hyper {
 namespace {
 
-constexpr int64_t kUnit = 256;  // keys of a task, at least
+constexpr int64_t kUnit = 256;    // keys of a task, at least
+constexpr int64_t kFetched = 16;  // first keys of a cell that are asked for while the one before is worked on
 constexpr uint64_t kPurpose = Purpose("attention.hyper.samples");
+
+// Asks for rows of keys and values: sorted ones lie scattered.
+void FetchRows(std::span<const int32_t> rows, const RowsView& k, const RowsView& v) {
+  constexpr int64_t kLine = 64;
+  for (const int32_t row : rows)
+    for (const RowsView* x : {&k, &v})
+      for (int64_t at = 0; at < x->dim * simd::RowTypeBytes(x->type); at += kLine)
+        __builtin_prefetch(x->Row(row) + at, 0, 3);
+}
 
 }  // namespace
 
@@ -106,6 +116,7 @@ void SegmentKeys::FillMoments(Executor& executor, const Index& index, size_t sta
     int64_t packed = (cells.first * s.cell + kTileKeys - 1) / kTileKeys * kTileKeys;
     for (int64_t cell = cells.first; cell < cells.last; ++cell) {
       const int64_t first = cell * s.cell, last = std::min(first + s.cell, s.sorted());
+      FetchRows(order.subspan(size_t(base + last), size_t(std::min(kFetched, s.sorted() - last))), k, v);
       AddCell(index, s, cell, order.subspan(size_t(base + first), size_t(last - first)), k, v);
       for (; packed < last; packed += kTileKeys) PackSorted(s, (base + packed) / kTileKeys, order);
     }
@@ -127,9 +138,7 @@ void SegmentKeys::MeasureValues(Executor& executor) {
   value_squares_.resize(size_t(v.rows));
   executor.ParallelFor((v.rows + kRows - 1) / kRows, [&](int64_t task, int) {
     const int64_t first = task * kRows, n = std::min(kRows, v.rows - first);
-    std::vector<float> rows(size_t(n * v.dim));
-    ReadRows(v, first, n, rows.data());
-    simd::RowLoops().squares(rows.data(), v.dim, n, v.dim, value_squares_.data() + first);
+    simd::RowLoops().squares(v.type, v.Row(first), v.stride, n, v.dim, value_squares_.data() + first);
   });
 }
 
