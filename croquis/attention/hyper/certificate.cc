@@ -119,7 +119,7 @@ std::vector<Engine::ProbeResult> Engine::Probe(int64_t kv, double floor) {
   const auto n = int64_t(results[0].rows.size()), parts = (nk + kPart - 1) / kPart;
   Matrix<float> sums(group * parts * n, width);
   std::vector<Partial> partials(size_t(group * parts * n));
-  executor_.ParallelFor(group * parts, [&](int64_t task, int worker) {
+  executor_->ParallelFor(group * parts, [&](int64_t task, int worker) {
     Worker& w = workers_[size_t(worker)];
     const int64_t part = task % parts;
     AttendExactly(task / parts, results[size_t(task / parts)].rows, {part * kPart, std::min(nk, (part + 1) * kPart)},
@@ -177,7 +177,7 @@ void Engine::AttendExactly(int64_t g, std::span<const int32_t> rows, Range part,
 
 void Engine::Recompute(int64_t kv, int64_t g, const std::vector<int32_t>& rows) {
   const int64_t n = int64_t(rows.size()), tiles = (n + kTileRows - 1) / kTileRows;
-  executor_.ParallelFor(tiles, [&](int64_t task, int worker) {
+  executor_->ParallelFor(tiles, [&](int64_t task, int worker) {
     Worker& w = workers_[size_t(worker)];
     const auto of_tile =
         std::span(rows).subspan(size_t(task * kTileRows), size_t(std::min(kTileRows, n - task * kTileRows)));

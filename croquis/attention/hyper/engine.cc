@@ -41,10 +41,9 @@ void EachTile(Range rows, const Fn& fn) {
 
 }  // namespace
 
-Engine::Engine(Executor& executor, const Problem& problem, const Output& output, const Options& options,
-               const Plan& plan, TileType type)
-    : executor_(executor),
-      problem_(problem),
+Engine::Engine(int threads, const Problem& problem, const Output& output, const Options& options, const Plan& plan,
+               TileType type)
+    : problem_(problem),
       output_(output),
       options_(options),
       plan_(plan),
@@ -73,7 +72,7 @@ Engine::Engine(Executor& executor, const Problem& problem, const Output& output,
   }
   if (moment())
     for (Slope& slope : slopes_) slope.covariance = KeySet(type, problem.k.dim, 1, problem.v.dim);
-  for (int i = 0; i < executor.threads(); ++i) workers_.emplace_back(type, problem.k.dim, problem.v.dim);
+  for (int i = 0; i < threads; ++i) workers_.emplace_back(type, problem.k.dim, problem.v.dim);
   states_.resize(size_t(group * problem.q.rows));
 }
 
@@ -106,7 +105,7 @@ void Engine::TakeHead(int64_t kv) {
   constexpr int64_t kRows = 1024;
   for (int i = 0; i < 3; ++i) {
     const int64_t pieces = (from[i].rows + kRows - 1) / kRows, bytes = from[i].dim * simd::RowTypeBytes(from[i].type);
-    executor_.ParallelFor(from[i].heads * pieces, [&](int64_t task, int) {
+    executor_->ParallelFor(from[i].heads * pieces, [&](int64_t task, int) {
       const RowsView source = from[i].Head(task / pieces), target = to[i]->Head(task / pieces);
       // The copy is ours to write; views are of constant rows.
       std::byte* const base = copy_.data() + (target.data - copy_.data());
@@ -116,13 +115,14 @@ void Engine::TakeHead(int64_t kv) {
   }
 }
 
-void Engine::RunHead(int64_t kv, RunReport* report) {
+void Engine::RunHead(Executor& executor, int64_t kv, RunReport* report) {
+  executor_ = &executor;
   TakeHead(kv);
   for (Worker& w : workers_) w.pairs = 0;
   std::fill(states_.begin(), states_.end(), RowState());
-  if (in_order_.keys() > 0) in_order_.Pack(executor_, head_.k.Head(0), head_.v.Head(0));
-  index_.Build(executor_, kv);
-  segment_keys_.MeasureValues(executor_);
+  if (in_order_.keys() > 0) in_order_.Pack(*executor_, head_.k.Head(0), head_.v.Head(0));
+  index_.Build(*executor_, kv);
+  segment_keys_.MeasureValues(*executor_);
   for (size_t stage = 0; stage < plan_.stages.size(); ++stage) RunStage(kv, stage);
   if (!plan_.segments.empty()) Certify(kv, report);
   for (const Worker& w : workers_) report->pairs += w.pairs;
@@ -130,18 +130,18 @@ void Engine::RunHead(int64_t kv, RunReport* report) {
 
 void Engine::RunStage(int64_t kv, size_t stage) {
   const StageTiles& tiles = tiles_[stage];
-  if (!plan_.stages[stage].fill.empty()) segment_keys_.Fill(executor_, index_, stage, kv);
+  if (!plan_.stages[stage].fill.empty()) segment_keys_.Fill(*executor_, index_, stage, kv);
   for (size_t pass = 0; pass < tiles.passes.size(); ++pass) {
     if (moment()) {
       const std::vector<Group>& groups = plan_.stages[stage].passes[pass];
-      executor_.ParallelFor(int64_t(groups.size()),
-                            [&](int64_t i, int worker) { MakeSlope(groups[size_t(i)], workers_[size_t(worker)]); });
+      executor_->ParallelFor(int64_t(groups.size()),
+                             [&](int64_t i, int worker) { MakeSlope(groups[size_t(i)], workers_[size_t(worker)]); });
     }
     // Rows lie scattered: while a tile is worked on, the next one's are fetched.
     constexpr int64_t kRun = 4;
     const std::vector<GroupTile>& all = tiles.passes[pass];
     const auto n = int64_t(all.size());
-    executor_.ParallelFor((n + kRun - 1) / kRun, [&](int64_t run, int worker) {
+    executor_->ParallelFor((n + kRun - 1) / kRun, [&](int64_t run, int worker) {
       for (int64_t i = run * kRun; i < std::min(n, (run + 1) * kRun); ++i) {
         if (i + 1 < std::min(n, (run + 1) * kRun)) Fetch(all[size_t(i + 1)], kv);
         FetchKeys(all[size_t(i)]);
@@ -149,8 +149,9 @@ void Engine::RunStage(int64_t kv, size_t stage) {
       }
     });
   }
-  executor_.ParallelFor(int64_t(tiles.leaves.size()),
-                        [&](int64_t i, int worker) { RunLeaf(tiles.leaves[size_t(i)], kv, workers_[size_t(worker)]); });
+  executor_->ParallelFor(int64_t(tiles.leaves.size()), [&](int64_t i, int worker) {
+    RunLeaf(tiles.leaves[size_t(i)], kv, workers_[size_t(worker)]);
+  });
 }
 
 // A tile of rows against what it meets exactly, its own keys up to each row's position, and the answers.

@@ -12,19 +12,17 @@
 
 namespace croquis::attention::hyper {
 
-// Attention with these options, all heads; what methods' Run does.
-Status RunWith(const Options& options, TileType type, Executor& executor, const Problem& p, const Output& output,
-               RunReport* report);
-
 class Engine {
  public:
-  // Takes the memory for a head; check Bytes() first.
-  Engine(Executor& executor, const Problem& problem, const Output& output, const Options& options, const Plan& plan,
+  // Takes the memory for a head and `threads` workers; check Bytes() first. Data of the problem and the output may be
+  // others at each RunHead, nothing else.
+  Engine(int threads, const Problem& problem, const Output& output, const Options& options, const Plan& plan,
          TileType type);
   static int64_t Bytes(const Problem& problem, const Plan& plan, TileType type);
 
-  // Answers the query heads of a kv head; adds to the report's sums (est_error and lse_std as sums over rows).
-  void RunHead(int64_t kv, RunReport* report);
+  // Answers the query heads of a kv head, by the threads of `executor`; adds to the report's sums (est_error and
+  // lse_std as sums over rows).
+  void RunHead(Executor& executor, int64_t kv, RunReport* report);
 
  private:
   // Neighbouring rows of a tile that meet the same keys of a segment, or keys close by: ranks among the sorted ones.
@@ -118,7 +116,7 @@ class Engine {
     return output_.Head(kv * problem_.Group() + g, problem_.q.rows, problem_.v.dim)[row];
   }
 
-  Executor& executor_;
+  Executor* executor_ = nullptr;  // of the head that is being answered
   const Problem& problem_;
   const Output& output_;
   const Options& options_;

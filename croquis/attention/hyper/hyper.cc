@@ -1,11 +1,10 @@
 // HyperAttention (Han et al., arXiv 2310.05869), as published and with what it lacks; docs/methods/hyper.md.
 #include <memory>
-#include <vector>
 
-#include "croquis/attention/hyper/engine.h"
+#include "croquis/attention/hyper/hash.h"
 #include "croquis/attention/hyper/options.h"
+#include "croquis/attention/hyper/workspace.h"
 #include "croquis/attention/method.h"
-#include "croquis/base/memory.h"
 
 namespace croquis::attention {
 namespace hyper {
@@ -44,12 +43,13 @@ class Hyper final : public Method {
   Hyper(Spec spec, const Options& options) : spec_(std::move(spec)), options_(options) {}
 
   Status Run(Executor& executor, const Problem& p, const Output& output, RunReport* report) const override {
-    return RunWith(options_, TileTypeOf(spec_, p), executor, p, output, report);
+    return RunWith(options_, TileTypeOf(spec_, p), executor, p, output, report, scratch_);
   }
 
  private:
   Spec spec_;
   Options options_;
+  mutable Scratch scratch_;
 };
 
 Result<std::unique_ptr<const Method>> Make(const Spec& spec, uint64_t seed) {
@@ -57,45 +57,7 @@ Result<std::unique_ptr<const Method>> Make(const Spec& spec, uint64_t seed) {
   return std::make_unique<Hyper>(spec, options);
 }
 
-// Threads that take a head each, which keeps them busier than sharing one (a head's sorting and its levels wait for
-// each other); 1 where heads are few, do not go round, or would need more memory together than there is to spare.
-int Lanes(int threads, int64_t heads, int64_t bytes) {
-  const bool even = heads % threads == 0 || heads >= 4 * threads;
-  const auto together = CheckedMul(bytes, threads);
-  return even && together && *together <= AvailableMemory() / 2 ? threads : 1;
-}
-
 }  // namespace
-
-Status RunWith(const Options& options, TileType type, Executor& executor, const Problem& p, const Output& output,
-               RunReport* report) {
-  const Plan plan = MakePlan(p, options);
-  const int64_t bytes = Engine::Bytes(p, plan, type);
-  CROQUIS_CHECK_OK(CheckMemory(bytes, "the sorted keys of a head"));
-  std::vector<RunReport> reports(static_cast<size_t>(p.k.heads));  // summed in order: the same on any number of threads
-  if (const int lanes = Lanes(executor.threads(), p.k.heads, bytes); lanes > 1) {
-    std::vector<std::unique_ptr<Executor>> alone;
-    std::vector<std::unique_ptr<Engine>> engines;
-    for (int i = 0; i < lanes; ++i) {
-      alone.push_back(std::make_unique<Executor>());
-      engines.push_back(std::make_unique<Engine>(*alone.back(), p, output, options, plan, type));
-    }
-    executor.ParallelFor(p.k.heads,
-                         [&](int64_t kv, int worker) { engines[size_t(worker)]->RunHead(kv, &reports[size_t(kv)]); });
-  } else {
-    Engine engine(executor, p, output, options, plan, type);
-    for (int64_t kv = 0; kv < p.k.heads; ++kv) engine.RunHead(kv, &reports[size_t(kv)]);
-  }
-  for (const RunReport& r : reports) {
-    report->pairs += r.pairs, report->fallback_rows += r.fallback_rows;
-    report->est_error += r.est_error, report->lse_std += r.lse_std;
-  }
-  const bool estimates = plan.segments.empty() || options.probes > 0 || SplitsSamples(options.residual);
-  report->est_error = estimates ? report->est_error / double(report->rows) : -1;
-  report->lse_std = estimates ? report->lse_std / double(report->rows) : -1;
-  report->kernel = simd::Tiles(type).name;
-  return {};
-}
 
 Result<Options> ReadOptions(const Spec& spec, uint64_t seed) {
   const bool paper = spec.Word("variant") == "paper";

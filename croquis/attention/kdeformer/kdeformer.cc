@@ -1,6 +1,7 @@
 // KDEformer (Zandieh et al., arXiv 2302.02451): blocks of similar keys and a sample of the rest;
 // docs/methods/kdeformer.md.
-#include "croquis/attention/hyper/engine.h"
+#include "croquis/attention/hyper/hash.h"
+#include "croquis/attention/hyper/workspace.h"
 #include "croquis/attention/kdeformer/theory.h"
 #include "croquis/attention/method.h"
 
@@ -35,12 +36,13 @@ class Kdeformer final : public Method {
                                  .residual = hyper::Residual::kValues,
                                  .match = hyper::Match::kRank,
                                  .seed = seed_};
-    return hyper::RunWith(options, type, executor, p, output, report);
+    return hyper::RunWith(options, type, executor, p, output, report, scratch_);
   }
 
  private:
   Spec spec_;
   uint64_t seed_;
+  mutable hyper::Scratch scratch_;
 };
 
 Result<std::unique_ptr<const Method>> MakeKdeformer(const Spec& spec, uint64_t seed) {
