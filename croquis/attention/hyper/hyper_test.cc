@@ -82,6 +82,49 @@ TEST(Hyper, EveryPairCountsOnce) {
   }
 }
 
+// The same at a length of several stages, whose rows are sorted together for the longest segments.
+TEST(Hyper, EveryPairOfSeveralStagesCountsOnce) {
+  constexpr int64_t kRows = 18001, kDim = 16;
+  RandomProblem r({.nq = kRows, .nk = kRows, .dim = kDim, .value_dim = kDim, .causal = true});
+  for (int64_t i = 0; i < kRows * kDim; ++i) r.q.Set(i, 0);
+  for (const std::string method : {"hyper:min_length=512,precision=f32", "hyper:min_length=512,strict=1,precision=f32",
+                                   "hyper:min_length=1024,match=rank,precision=f32"}) {
+    Answer got(r.problem);
+    RunOn(method, r.problem, got);
+    std::vector<double> sum(kDim);
+    for (int64_t i = 0; i < kRows; ++i) {
+      ASSERT_NEAR(got.lse[size_t(i)], std::log(double(i + 1)), 5e-5) << method << " row " << i;
+      for (int64_t c = 0; c < kDim; ++c) {
+        sum[size_t(c)] += double(r.v.f32()[i * kDim + c]);
+        ASSERT_NEAR(got.out[size_t(i * kDim + c)], sum[size_t(c)] / double(i + 1), 1e-4) << method << " row " << i;
+      }
+    }
+  }
+}
+
+// A method keeps memory and plans from run to run, but nothing that matters.
+TEST(Hyper, RunsDoNotDependOnEarlierOnes) {
+  const Case shape{.heads = 4, .kv_heads = 2, .nq = 1500, .nk = 1500, .causal = true};
+  Case longer = shape, other = shape;
+  longer.nq = longer.nk = 1700, other.size = 2;
+  const RandomProblem first(shape), second(other), third(longer);
+  Executor executor(2);
+  for (const std::string text : {"hyper:min_length=128", "hyper:min_length=128,residual=stratified,tol=.2"}) {
+    const auto method = Make(text, 1);
+    ASSERT_TRUE(method);
+    for (const Problem* p : {&first.problem, &second.problem, &third.problem, &first.problem}) {
+      Answer got(*p), want(*p);
+      RunReport report;
+      ASSERT_TRUE(attention::Run(executor, **FindMethod("hyper"), **method, *p, got.View(), &report));
+      const RunReport fresh = RunOn(text, *p, want);
+      EXPECT_EQ(got.out, want.out);
+      EXPECT_EQ(got.lse, want.lse);
+      EXPECT_EQ(report.est_error, fresh.est_error);
+      EXPECT_EQ(report.pairs, fresh.pairs);
+    }
+  }
+}
+
 TEST(Hyper, IsExactWhereNothingWouldBeSaved) {
   const Case cases[] = {{.nq = 1, .nk = 1, .dim = 1, .value_dim = 1},
                         {.nq = 7, .nk = 13, .dim = 5, .value_dim = 3, .causal = true},
