@@ -67,8 +67,9 @@ Status CheckFinite(Executor& executor, const TensorView& t, int64_t rows, const 
   const int64_t pieces = (rows + kRows - 1) / kRows;
   executor.ParallelFor(t.heads * pieces, [&](int64_t task, int) {
     const RowsView head = t.Head(task / pieces);
-    const int64_t first = task % pieces * kRows;
-    for (int64_t r = first; r < std::min(rows, first + kRows); ++r) {
+    const int64_t first = task % pieces * kRows, n = std::min(rows - first, kRows);
+    if (head.stride == t.dim && FiniteRow(t.type, head.Row(first), n * t.dim)) return;
+    for (int64_t r = first; r < first + n; ++r) {
       if (FiniteRow(t.type, head.Row(r), t.dim)) continue;
       const int64_t at = task / pieces * rows + r;
       for (int64_t seen = bad.load(); at < seen && !bad.compare_exchange_weak(seen, at);) {
