@@ -18,6 +18,15 @@ constexpr int64_t kPage = codecs::kPageTokens;
 // of the mass, far below half a unit in the last place of a float (6e-8): leaving it out changes nothing.
 constexpr float kNegligible = float(30 * std::numbers::log2e);
 
+// By the same measure, weights of a page that sum up to less than this part of the mass so far.
+constexpr float kNegligibleMass = 1.2e-11f;
+// Weights relative to an earlier maximum may sum up to this: far from where floats end, also times values and pages.
+constexpr float kLargestSum = 0x1p40f;
+
+// Streams over whose pages one prefetches while another such group is dealt with: eight pages, keys and values, are as
+// many places as Ahead (simd/prefetch_inl.h) takes lines from.
+constexpr size_t kGroup = 4;
+
 constexpr int64_t kSoftmaxRows = 16;  // go through a kernel at once
 
 size_t ScratchBytes(const kvcache::HeadView& head, int64_t rows) {
@@ -48,9 +57,13 @@ HeadQuery::HeadQuery(const kvcache::HeadView& head, MatView<const float> q, std:
       visible_(visible),
       first_visible_(visible[0].first),
       last_visible_(visible[0].last),
+      first_common_(first_visible_),
+      last_common_(last_visible_),
       prepared_(memory) {
-  for (const Visible& v : visible)
+  for (const Visible& v : visible) {
     first_visible_ = std::min(first_visible_, v.first), last_visible_ = std::max(last_visible_, v.last);
+    first_common_ = std::max(first_common_, v.first), last_common_ = std::min(last_common_, v.last);
+  }
   if (head.Pages() == 0) return;
   head.key->Prepare(q, 1.f, prepared_);
   if (head.center != nullptr) center_.emplace(head, q, memory + Round64(head.key->QueryBytes(q.rows)));
@@ -114,6 +127,23 @@ bool Stream::Softmax(int64_t width, int64_t stride, bool counts) {
   return any;
 }
 
+std::optional<bool> Stream::WeighAgainstMaxima(bool* kept) {
+  const int64_t rows = query_.q_.rows;
+  *kept = true;
+  for (int64_t r = 0; r < rows; ++r)
+    if (state_.mass[r] == 0) return std::nullopt;
+  *kept = false;
+  float* const sum = p_scale_;
+  simd::Dense().exp2_tiles(logits_, kPage, rows, kPage, state_.max, sum);
+  bool any = false;
+  for (int64_t r = 0; r < rows; ++r) {
+    if (!(sum[r] <= kLargestSum)) return std::nullopt;
+    any |= sum[r] >= state_.mass[r] * kNegligibleMass;
+  }
+  for (int64_t r = 0; r < rows; ++r) state_.mass[r] += sum[r], p_scale_[r] = 1;
+  return any;
+}
+
 bool Stream::TakeIn(int64_t row, float top, float sum, bool counts) {
   float &max = state_.max[row], &mass = state_.mass[row];
   p_scale_[row] = 0;
@@ -145,29 +175,55 @@ void Stream::Pages(std::span<Stream> streams, int64_t begin, int64_t end) {
   const simd::PageScope scope;
   for (Stream& s : streams)
     if (s.query_.center_) s.center_.emplace(s.query_.head_, *s.query_.center_, begin, end, s.center_memory_);
+  // Streams are dealt with in groups; while one is, the pages of the next are prefetched.
+  const size_t n = streams.size();
+  const auto of_group = [&](size_t g) { return streams.subspan(g, std::min(kGroup, n - g)); };
+  const auto pages = [&](int64_t j, size_t g) {
+    const std::span<Stream> of = of_group(g);
+    const kvcache::HeadView& last_head = of.back().query_.head_;
+    const std::byte* data = of[0].query_.head_.KeyPage(j);
+    return simd::Upcoming{data, size_t(last_head.ValuePage(j) - data) + last_head.value->PageBytes()};
+  };
   for (int64_t j = begin; j < end; ++j)
-    for (size_t i = 0; i < streams.size(); ++i) {
-      const bool last = i + 1 == streams.size();
-      const kvcache::HeadView& next = streams[last ? 0 : i + 1].query_.head_;
-      const std::byte* page = last && j + 1 == end ? nullptr : next.KeyPage(last ? j + 1 : j);
-      streams[i].Page(j, page, page == nullptr ? 0 : next.key->PageBytes());
+    for (size_t g = 0; g < n; g += kGroup) {
+      simd::Upcoming next;
+      if (g + kGroup < n)
+        next = pages(j, g + kGroup);
+      else if (j + 1 < end)
+        next = pages(j + 1, 0);
+      next.shares = int32_t(2 * of_group(g).size());
+      for (Stream& s : of_group(g)) {
+        s.Page(j, next);
+        next.share += 2;
+      }
     }
 }
 
-void Stream::Page(int64_t j, const std::byte* next, size_t next_bytes) {
+void Stream::Page(int64_t j, simd::Upcoming next) {
   const kvcache::HeadView& head = query_.head_;
   const int64_t rows = query_.q_.rows;
-  const std::byte* values = head.ValuePage(j);
-  head.key->Score(head.KeyPage(j), query_.prepared_, rows, values, head.value->PageBytes(), logits_, scratch_);
-  if (center_) center_->Add(j, logits_);
+  const auto score = [&] {
+    head.key->Score(head.KeyPage(j), query_.prepared_, rows, next, logits_, scratch_);
+    if (center_) center_->Add(j, logits_);
+  };
+  score();
   const int64_t start = head.sinks + j * kPage, tokens = std::min(kPage, head.encoded - j * kPage);
-  for (int64_t r = 0; r < rows; ++r) {
-    const Visible& v = query_.visible_[size_t(r)];
-    const int64_t lo = std::clamp<int64_t>(v.first - start, 0, tokens);
-    slots_[r] = {lo, std::clamp<int64_t>(v.last - start, lo, tokens)};
+  std::optional<bool> matters;
+  if (tokens == kPage && start >= query_.first_common_ && start + kPage <= query_.last_common_) {
+    bool kept;
+    matters = WeighAgainstMaxima(&kept);
+    if (!kept && !matters) score();
   }
-  if (Softmax(kPage, kPage))
-    head.value->Accumulate(values, logits_, p_scale_, rows, next, next_bytes, state_.sums, scratch_);
+  if (!matters) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const Visible& v = query_.visible_[size_t(r)];
+      const int64_t lo = std::clamp<int64_t>(v.first - start, 0, tokens);
+      slots_[r] = {lo, std::clamp<int64_t>(v.last - start, lo, tokens)};
+    }
+    matters = Softmax(kPage, kPage);
+  }
+  ++next.share;
+  if (*matters) head.value->Accumulate(head.ValuePage(j), logits_, p_scale_, rows, next, state_.sums, scratch_);
 }
 
 void Stream::Dense(std::span<const DenseRows> segments) {

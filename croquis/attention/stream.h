@@ -11,6 +11,7 @@
 #include "croquis/attention/center_score.h"
 #include "croquis/base/view.h"
 #include "croquis/kvcache/layer_view.h"
+#include "croquis/simd/page_kernels.h"
 
 namespace croquis::attention {
 
@@ -46,7 +47,8 @@ class HeadQuery {
   const kvcache::HeadView& head_;
   const MatView<const float> q_;
   const std::span<const Visible> visible_;
-  int64_t first_visible_, last_visible_;  // over all rows
+  int64_t first_visible_, last_visible_;  // by any row
+  int64_t first_common_, last_common_;    // by all rows
   std::byte* prepared_;
   std::optional<CenterQuery> center_;
 };
@@ -88,10 +90,14 @@ class Stream {
   // Turns a tile of logits, `stride` apart from row to row, into weights: row r sees slots_[r] of its `width` slots,
   // the others get exactly 0. Returns whether any row's weights matter. counts: whether they are part of the mass.
   bool Softmax(int64_t width, int64_t stride, bool counts = true);
+  // The same for logits of whole pages that every row sees, against the maxima so far: rescaling what was summed is
+  // left to pages that rise far above them. nullopt: this is one, or a row has seen nothing yet; `kept` says whether
+  // the logits are still there.
+  std::optional<bool> WeighAgainstMaxima(bool* kept);
   // One row's part of it, once its weights, of maximum logit `top` and sum `sum`, are made.
   bool TakeIn(int64_t row, float top, float sum, bool counts);
-  // `next`: the key page that is read after this head's value page, or null.
-  void Page(int64_t j, const std::byte* next, size_t next_bytes);
+  // next: what is read later; this page's part of it is two shares from next.share on.
+  void Page(int64_t j, simd::Upcoming next);
   void DenseTile(std::span<const DenseRows> segments, int64_t tokens);
   void Kept(const kvcache::KeptRows& kept);
 

@@ -19,6 +19,7 @@
 #include "croquis/base/spec.h"
 #include "croquis/base/view.h"
 #include "croquis/simd/dense_kernels.h"
+#include "croquis/simd/upcoming.h"
 
 namespace croquis::codecs {
 
@@ -62,17 +63,16 @@ class Codec {
   // q [rows, HeadDim]: query rows that share this kv head. logits below are scale * <q, k>.
   virtual void Prepare(MatView<const float> q, float scale, std::byte* query) const noexcept = 0;
   // logits[row * 128 + t] for all 128 slots; those of slots never written are unspecified but finite.
-  // `next`, `next_bytes`: what the caller reads next, to be prefetched meanwhile (may be null, 0).
-  virtual void Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* next,
-                     size_t next_bytes, float* logits, std::byte* scratch) const noexcept = 0;
+  // `next`: what the caller reads later, of which this call prefetches its share.
+  virtual void Score(const std::byte* page, const std::byte* query, int64_t rows, const simd::Upcoming& next,
+                     float* logits, std::byte* scratch) const noexcept = 0;
 
   // ---- values ----
   // Width of an accumulator row (HeadDim or its padded size).
   virtual int64_t AccDim() const noexcept = 0;
-  // acc[row] += p_scale[row] * sum_t p[row * 128 + t] * v[t], in the codec's own basis; p in [0, 1], 0 where unused.
+  // acc[row] += p_scale[row] * sum_t p[row * 128 + t] * v[t], in the codec's own basis; p >= 0, 0 where unused.
   virtual void Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows,
-                          const std::byte* next, size_t next_bytes, MatView<float> acc,
-                          std::byte* scratch) const noexcept = 0;
+                          const simd::Upcoming& next, MatView<float> acc, std::byte* scratch) const noexcept = 0;
   // out [rows, HeadDim] = acc [rows, AccDim] brought to the model's basis (inverse rotation). Linear, once per row.
   virtual void Finish(MatView<const float> acc, MatView<float> out) const noexcept = 0;
 

@@ -188,7 +188,7 @@ void CheckScore(const Codec& codec, const std::byte* page, MatView<const float> 
   Buffer query(codec.QueryBytes(rows)), scratch(codec.ScratchBytes(rows));
   std::vector<float> logits(size_t(rows * kPageTokens), std::numeric_limits<float>::quiet_NaN());
   codec.Prepare(q.View(), 0.125f, query.data());
-  codec.Score(page, query.data(), rows, page, codec.PageBytes(), logits.data(), scratch.data());
+  codec.Score(page, query.data(), rows, {page, codec.PageBytes()}, logits.data(), scratch.data());
   for (int64_t r = 0; r < rows; ++r) {
     double error = 0, power = 0;
     for (int64_t t = 0; t < kPageTokens; ++t) {
@@ -212,7 +212,7 @@ void CheckAccumulate(const Codec& codec, const std::byte* page, MatView<const fl
     for (int64_t t = 0; t < used; ++t) p.Row(r)[t] = std::exp(-float((t * 37 + r) % used) * float(r) * 0.05f);
   }
   for (int pass = 0; pass < 2; ++pass)
-    codec.Accumulate(page, p.data(), p_scale.data(), rows, page, codec.PageBytes(), acc.View(), scratch.data());
+    codec.Accumulate(page, p.data(), p_scale.data(), rows, {page, codec.PageBytes()}, acc.View(), scratch.data());
   codec.Finish(acc.View(), out.View());
   for (int64_t r = 0; r < rows; ++r) {
     double error = 0, power = 0;
@@ -290,7 +290,7 @@ TEST(Conformance, PartialPages) {
     const Matrix<float> q = SomeRows(Rows::kGaussian, 3, d, 5);
     std::vector<float> logits(3 * kPageTokens, std::numeric_limits<float>::quiet_NaN());
     codec->Prepare(q.View(), 1, query.data());
-    codec->Score(page.data(), query.data(), 3, nullptr, 0, logits.data(), scratch.data());
+    codec->Score(page.data(), query.data(), 3, {}, logits.data(), scratch.data());
     for (const float v : logits) EXPECT_TRUE(std::isfinite(v)) << Where(text, d, role);
   });
 }

@@ -82,19 +82,18 @@ size_t DenseCodec::ScratchBytes(int64_t rows) const noexcept {
   return std::max(GenericCodec::ScratchBytes(rows), tiles ? tiles->scratch_bytes(rows, HeadDim()) : 0);
 }
 
-void DenseCodec::Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* next,
-                       size_t next_bytes, float* logits, std::byte* scratch) const noexcept {
+void DenseCodec::Score(const std::byte* page, const std::byte* query, int64_t rows, const simd::Upcoming& next,
+                       float* logits, std::byte* scratch) const noexcept {
   if (const auto* tiles = Tiles(rows))
-    return tiles->score(type_, page, query, rows, HeadDim(), next, next_bytes, logits, scratch);
+    return tiles->score(type_, page, query, rows, HeadDim(), next.Share(), next.ShareBytes(), logits, scratch);
   const MatView<const float> q{reinterpret_cast<const float*>(query), rows, HeadDim()};
   simd::Dense().score_rows(type_, q, page, RowBytes(), kPageTokens, logits, kPageTokens);
 }
 
 void DenseCodec::Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows,
-                            const std::byte* next, size_t next_bytes, MatView<float> acc,
-                            std::byte* scratch) const noexcept {
+                            const simd::Upcoming& next, MatView<float> acc, std::byte* scratch) const noexcept {
   if (const auto* tiles = Tiles(rows))
-    return tiles->accumulate(type_, page, p, p_scale, next, next_bytes, acc, scratch);
+    return tiles->accumulate(type_, page, p, p_scale, next.Share(), next.ShareBytes(), acc, scratch);
   simd::Dense().accumulate_rows(type_, p, kPageTokens, p_scale, rows, page, RowBytes(), kPageTokens, acc);
 }
 

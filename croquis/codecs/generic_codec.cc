@@ -40,8 +40,8 @@ void GenericCodec::Prepare(MatView<const float> q, float scale, std::byte* query
   }
 }
 
-void GenericCodec::Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* /*next*/,
-                         size_t /*next_bytes*/, float* logits, std::byte* scratch) const noexcept {
+void GenericCodec::Score(const std::byte* page, const std::byte* query, int64_t rows, const simd::Upcoming& /*next*/,
+                         float* logits, std::byte* scratch) const noexcept {
   const int64_t dim = BasisDim();
   const MatView<const float> q{reinterpret_cast<const float*>(query), rows, dim};
   float* tile = reinterpret_cast<float*>(scratch);
@@ -53,8 +53,7 @@ void GenericCodec::Score(const std::byte* page, const std::byte* query, int64_t 
 }
 
 void GenericCodec::Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows,
-                              const std::byte* /*next*/, size_t /*next_bytes*/, MatView<float> acc,
-                              std::byte* scratch) const noexcept {
+                              const simd::Upcoming& /*next*/, MatView<float> acc, std::byte* scratch) const noexcept {
   const int64_t dim = BasisDim();
   float* tile = reinterpret_cast<float*>(scratch);
   for (int64_t first = 0; first < kPageTokens; first += kTileRows) {

@@ -21,12 +21,12 @@ class GenericCodec : public CodecBase {
 
   size_t QueryBytes(int64_t rows) const noexcept override;
   void Prepare(MatView<const float> q, float scale, std::byte* query) const noexcept override;
-  void Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* next, size_t next_bytes,
-             float* logits, std::byte* scratch) const noexcept override;
+  void Score(const std::byte* page, const std::byte* query, int64_t rows, const simd::Upcoming& next, float* logits,
+             std::byte* scratch) const noexcept override;
 
   int64_t AccDim() const noexcept final { return BasisDim(); }
-  void Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows, const std::byte* next,
-                  size_t next_bytes, MatView<float> acc, std::byte* scratch) const noexcept override;
+  void Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows, const simd::Upcoming& next,
+                  MatView<float> acc, std::byte* scratch) const noexcept override;
   void Finish(MatView<const float> acc, MatView<float> out) const noexcept final;
   // A decoded tile; a method that overrides this one must leave at least as much to Accumulate.
   size_t ScratchBytes(int64_t rows) const noexcept override;

@@ -63,7 +63,7 @@ void ScorePage(const Codec& codec, const std::byte* page, MatView<const float> q
   }
   Buffer query(codec.QueryBytes(q.rows)), scratch(codec.ScratchBytes(q.rows));
   codec.Prepare(q, 1, query.data());
-  codec.Score(page, query.data(), q.rows, nullptr, 0, logits, scratch.data());
+  codec.Score(page, query.data(), q.rows, {}, logits, scratch.data());
 }
 
 void MeasurePage(const Codec& codec, Rows kind, uint64_t seed, int64_t first, Sums& sums) {

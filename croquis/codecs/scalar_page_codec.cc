@@ -94,17 +94,14 @@ void ScalarPageCodec::Prepare(MatView<const float> q, float scale, std::byte* qu
   kernels.prepare(setup_.layout, setup_.levels, setup_.precision, {y, q.rows, dim}, scale, query);
 }
 
-void ScalarPageCodec::Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* next,
-                            size_t next_bytes, float* logits, std::byte* scratch) const noexcept {
-  simd::Pages().score(setup_.layout, setup_.levels, setup_.precision, page, query, rows, next, next_bytes, logits,
-                      scratch);
+void ScalarPageCodec::Score(const std::byte* page, const std::byte* query, int64_t rows, const simd::Upcoming& next,
+                            float* logits, std::byte* scratch) const noexcept {
+  simd::Pages().score(setup_.layout, setup_.levels, setup_.precision, page, query, rows, next, logits, scratch);
 }
 
 void ScalarPageCodec::Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows,
-                                 const std::byte* next, size_t next_bytes, MatView<float> acc,
-                                 std::byte* scratch) const noexcept {
-  simd::Pages().accumulate(setup_.layout, setup_.levels, setup_.precision, page, p, p_scale, rows, next, next_bytes,
-                           acc, scratch);
+                                 const simd::Upcoming& next, MatView<float> acc, std::byte* scratch) const noexcept {
+  simd::Pages().accumulate(setup_.layout, setup_.levels, setup_.precision, page, p, p_scale, rows, next, acc, scratch);
 }
 
 void ScalarPageCodec::Finish(MatView<const float> acc, MatView<float> out) const noexcept {

@@ -43,12 +43,12 @@ class ScalarPageCodec : public CodecBase {
 
   size_t QueryBytes(int64_t rows) const noexcept final;
   void Prepare(MatView<const float> q, float scale, std::byte* query) const noexcept final;
-  void Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* next, size_t next_bytes,
-             float* logits, std::byte* scratch) const noexcept final;
+  void Score(const std::byte* page, const std::byte* query, int64_t rows, const simd::Upcoming& next, float* logits,
+             std::byte* scratch) const noexcept final;
 
   int64_t AccDim() const noexcept final { return setup_.layout.dim; }
-  void Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows, const std::byte* next,
-                  size_t next_bytes, MatView<float> acc, std::byte* scratch) const noexcept final;
+  void Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows, const simd::Upcoming& next,
+                  MatView<float> acc, std::byte* scratch) const noexcept final;
   void Finish(MatView<const float> acc, MatView<float> out) const noexcept final;
   size_t ScratchBytes(int64_t rows) const noexcept final;
 

@@ -72,8 +72,8 @@ struct V : VectorAvx2 {
 }  // namespace
 
 const DenseKernels& DenseAvx2() {
-  static constexpr DenseKernels kKernels = {"avx2",       Target::kAvx2, ScoreRows, AccumulateRows, SoftmaxTiles,
-                                            ScaleInPlace, AddTo,         AllBelow,  SmallGemm};
+  static constexpr DenseKernels kKernels = {"avx2",    Target::kAvx2, ScoreRows, AccumulateRows, SoftmaxTiles,
+                                            Exp2Tiles, ScaleInPlace,  AddTo,     AllBelow,       SmallGemm};
   return kKernels;
 }
 

@@ -74,8 +74,8 @@ struct V : VectorAvx512 {
 }  // namespace
 
 const DenseKernels& DenseAvx512() {
-  static constexpr DenseKernels kKernels = {"avx512",     Target::kAvx512, ScoreRows, AccumulateRows, SoftmaxTiles,
-                                            ScaleInPlace, AddTo,           AllBelow,  SmallGemm};
+  static constexpr DenseKernels kKernels = {"avx512",  Target::kAvx512, ScoreRows, AccumulateRows, SoftmaxTiles,
+                                            Exp2Tiles, ScaleInPlace,    AddTo,     AllBelow,       SmallGemm};
   return kKernels;
 }
 

@@ -326,23 +326,14 @@ inline F Exp2(F d) {
   return V::ZeroBelow(V::Ldexp(Exp2OfFraction<V>(r), n), d, low);
 }
 
-// R <= 4 rows side by side, and of few rows several vectors of each: what a page's 128 logits cost one after the other
-// is latency.
+// R <= 4 rows side by side, and of few rows kChains vectors of each: what a page's 128 logits cost one after the other
+// is latency. Calls fn(row, chain, where) for every whole vector of n numbers a row.
 template <int R>
-inline void SoftmaxRows(float* x, int64_t stride, int64_t n, float* max, float* sum) {
-  constexpr int kChains = 4 / R;  // of each row
-  const int64_t full = n / kW * kW, whole = n / (kChains * kW) * (kChains * kW);
-  F top[R][kChains], total[R][kChains];
-  alignas(64) float rest[R][kW];  // the last, partial vector, filled up with masked logits
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int c = 0; c < kChains; ++c) top[r][c] = V::Set(kMasked), total[r][c] = V::Zero();
-    if (full == n) continue;
-    for (int j = 0; j < kW; ++j) rest[r][j] = full + j < n ? x[r * stride + full + j] : kMasked;
-    top[r][0] = V::Max(top[r][0], V::Load(rest[r]));
-  }
-  const auto vectors = [&](const auto& fn) __attribute__((always_inline)) {
+struct RowTile {
+  static constexpr int kChains = 4 / R;
+  template <class Fn>
+  [[gnu::always_inline]] static inline void EachVector(float* x, int64_t stride, int64_t n, const Fn& fn) {
+    const int64_t full = n / kW * kW, whole = n / (kChains * kW) * (kChains * kW);
     int64_t i = 0;
     for (; i < whole; i += kChains * kW)
 #pragma GCC unroll 4
@@ -352,41 +343,98 @@ inline void SoftmaxRows(float* x, int64_t stride, int64_t n, float* max, float* 
     for (; i < full; i += kW)
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) fn(r, 0, x + r * stride + i);
-  };
-  vectors([&](int r, int c, const float* at)
-              __attribute__((always_inline)) { top[r][c] = V::Max(top[r][c], V::Load(at)); });
-  F t[R];
+  }
+
+  // x = exp2(r, x) for n numbers of every row; sum[r]: their sums. A last, partial vector is filled up with masked
+  // logits.
+  template <class Fn>
+  [[gnu::always_inline]] static inline void Weigh(float* x, int64_t stride, int64_t n, const Fn& exp2, float* sum) {
+    F total[R][kChains];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < kChains; ++c) total[r][c] = V::Zero();
+    EachVector(
+        x, stride, n, [&](int r, int c, float* at) __attribute__((always_inline)) {
+          const F e = exp2(r, V::Load(at));
+          V::Store(at, e);
+          total[r][c] = V::Add(total[r][c], e);
+        });
+    const int64_t full = n / kW * kW;
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      if (full < n) {
+        float* const rest = x + r * stride + full;
+        const F e = exp2(r, LoadRest(rest, n - full));
+        V::StoreN(rest, e, n - full);
+        total[r][0] = V::Add(total[r][0], e);
+      }
+#pragma GCC unroll 4
+      for (int c = 1; c < kChains; ++c) total[r][0] = V::Add(total[r][0], total[r][c]);
+      sum[r] = V::Sum(total[r][0]);
+    }
+  }
+
+  static inline F LoadRest(const float* x, int64_t n) {
+    alignas(64) float rest[kW];
+    for (int64_t j = 0; j < kW; ++j) rest[j] = j < n ? x[j] : kMasked;
+    return V::Load(rest);
+  }
+};
+
+template <int R>
+inline void SoftmaxRows(float* x, int64_t stride, int64_t n, float* max, float* sum) {
+  using Tile = RowTile<R>;
+  const int64_t full = n / kW * kW;
+  F top[R][Tile::kChains], t[R];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int c = 1; c < kChains; ++c) top[r][0] = V::Max(top[r][0], top[r][c]);
+    for (int c = 0; c < Tile::kChains; ++c) top[r][c] = V::Set(kMasked);
+    if (full < n) top[r][0] = V::Max(top[r][0], Tile::LoadRest(x + r * stride + full, n - full));
+  }
+  Tile::EachVector(
+      x, stride, n, [&](int r, int c, const float* at) __attribute__((always_inline)) {
+        top[r][c] = V::Max(top[r][c], V::Load(at));
+      });
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int c = 1; c < Tile::kChains; ++c) top[r][0] = V::Max(top[r][0], top[r][c]);
     max[r] = V::MaxOf(top[r][0]);
     if (max[r] <= kMasked / 2) max[r] = kMasked;
     // Everything masked: far above it, so that all weights are zero.
     t[r] = V::Set(max[r] == kMasked ? 0.f : max[r]);
   }
-  vectors([&](int r, int c, float* at) __attribute__((always_inline)) {
-    const F e = Exp2(V::Sub(V::Load(at), t[r]));
-    V::Store(at, e);
-    total[r][c] = V::Add(total[r][c], e);
-  });
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) {
-    if (full < n) {
-      const F e = Exp2(V::Sub(V::Load(rest[r]), t[r]));
-      V::StoreN(x + r * stride + full, e, n - full);
-      total[r][0] = V::Add(total[r][0], e);
-    }
-#pragma GCC unroll 4
-    for (int c = 1; c < kChains; ++c) total[r][0] = V::Add(total[r][0], total[r][c]);
-    sum[r] = V::Sum(total[r][0]);
-  }
+  Tile::Weigh(
+      x, stride, n, [&](int r, F v) __attribute__((always_inline)) { return Exp2(V::Sub(v, t[r])); }, sum);
 }
 
 void SoftmaxTiles(float* x, int64_t stride, int64_t rows, int64_t n, float* max, float* sum) {
   for (int64_t r = 0; r < rows; r += kRows)
     WithConstant<kRows>(Min(rows - r, kRows),
                         [&]<int R>() { SoftmaxRows<R>(x + r * stride, stride, n, max + r, sum + r); });
+}
+
+template <int R>
+inline void Exp2Rows(float* x, int64_t stride, int64_t n, const float* at, float* sum) {
+  const F low = V::Set(-126.f), high = V::Set(126.f);
+  F t[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) t[r] = V::Set(at[r]);
+  RowTile<R>::Weigh(
+      x, stride, n,
+      [&](int r, F v) __attribute__((always_inline)) {
+        const F d = V::Min(V::Max(V::Sub(v, t[r]), low), high), whole = V::Round(d);
+        return V::Ldexp(Exp2OfFraction<V>(V::Sub(d, whole)), whole);
+      },
+      sum);
+}
+
+void Exp2Tiles(float* x, int64_t stride, int64_t rows, int64_t n, const float* at, float* sum) {
+  for (int64_t r = 0; r < rows; r += kRows)
+    WithConstant<kRows>(Min(rows - r, kRows),
+                        [&]<int R>() { Exp2Rows<R>(x + r * stride, stride, n, at + r, sum + r); });
 }
 
 void ScaleInPlace(float* x, int64_t n, float s) {

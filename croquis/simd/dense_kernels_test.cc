@@ -188,6 +188,36 @@ TEST_P(DenseTest, SoftmaxOfTiles) {
     }
 }
 
+TEST_P(DenseTest, PowersAgainstAGivenMaximum) {
+  for (const int64_t rows : {1, 2, 3, 4, 5, 9})
+    for (const int64_t n : {0, 1, 7, 16, 17, 33, 65, 127, 128, 300}) {
+      const int64_t stride = n + 8;
+      std::vector<float> x = Gaussians(rows * stride, 14), at = Gaussians(rows, 15);
+      for (size_t i = 0; i < x.size(); ++i) x[i] = int64_t(i) % stride < n ? x[i] * 30 : kGuard;
+      std::vector<float> out = x, sum(size_t(rows) + 1, kGuard);
+      kernels_.exp2_tiles(out.data(), stride, rows, n, at.data(), sum.data());
+      EXPECT_EQ(sum.back(), kGuard);
+      for (int64_t r = 0; r < rows; ++r) {
+        const float *in = x.data() + r * stride, *p = out.data() + r * stride;
+        double want_sum = 0;
+        for (int64_t t = 0; t < n; ++t) {
+          const double want = std::exp2(std::clamp(double(in[t]) - double(at[size_t(r)]), -126., 126.));
+          ASSERT_NEAR(p[t], want, 6e-6 * want) << rows << " rows, n " << n << " at " << t;
+          want_sum += want;
+        }
+        ASSERT_NEAR(sum[size_t(r)], want_sum, 7e-6 * want_sum + 0x1p-120);
+        for (int64_t t = n; t < stride; ++t) ASSERT_EQ(p[t], kGuard);
+      }
+    }
+  // Far outside: kept within what floats hold.
+  std::vector<float> x = {-1e30f, -127, 127, 1e30f};
+  const float at = 0;
+  float sum = 0;
+  kernels_.exp2_tiles(x.data(), 0, 1, 4, &at, &sum);
+  EXPECT_EQ(x, (std::vector<float>{0x1p-126f, 0x1p-126f, 0x1p126f, 0x1p126f}));
+  EXPECT_EQ(sum, 0x1p127f);
+}
+
 TEST_P(DenseTest, SoftmaxErrorOverTheWholeRange) {
   // 2^-d for d in [0, 126], in steps of 1/1000 that meet every fraction.
   std::vector<float> x(126 * 1000 + 1);

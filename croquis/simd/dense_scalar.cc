@@ -89,6 +89,16 @@ void SoftmaxTiles(float* x, int64_t stride, int64_t rows, int64_t n, float* max,
   }
 }
 
+void Exp2Tiles(float* x, int64_t stride, int64_t rows, int64_t n, const float* at, float* sum) {
+  for (int64_t r = 0; r < rows; ++r, x += stride) {
+    sum[r] = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      x[i] = std::exp2(std::clamp(x[i] - at[r], -126.f, 126.f));
+      sum[r] += x[i];
+    }
+  }
+}
+
 void Scale(float* x, int64_t n, float s) {
   for (int64_t i = 0; i < n; ++i) x[i] *= s;
 }
@@ -116,8 +126,8 @@ void SmallGemm(const float* a, int64_t lda, const float* b, int64_t ldb, float* 
 }  // namespace
 
 const DenseKernels& DenseScalar() {
-  static constexpr DenseKernels kKernels = {"scalar", Target::kScalar, ScoreRows, AccumulateRows, SoftmaxTiles, Scale,
-                                            Add,      AllBelow,        SmallGemm};
+  static constexpr DenseKernels kKernels = {"scalar",  Target::kScalar, ScoreRows, AccumulateRows, SoftmaxTiles,
+                                            Exp2Tiles, Scale,           Add,       AllBelow,       SmallGemm};
   return kKernels;
 }
 

@@ -38,6 +38,7 @@
 
 #include "croquis/base/view.h"
 #include "croquis/simd/target.h"
+#include "croquis/simd/upcoming.h"
 
 namespace croquis::simd {
 
@@ -77,8 +78,7 @@ enum class Precision : uint8_t { kFast, kFine };
 // next lower target's, and `name` says what runs, e.g. "avx512-vnni". All targets agree bit for bit in every entry
 // (NaN aside). Levels c - 128 or int8(c) at 8 bits need no look-up and are fastest. Rows = query rows that share one kv
 // head (any number >= 1; kernels split it into groups that fit their registers). Pages, queries and scratch are 64-byte
-// aligned. `next` (may be null) points at `next_bytes` bytes the caller will read next; kernels prefetch them while
-// they work. Nothing here can fail.
+// aligned. Of `next` kernels prefetch the share that is theirs while they work. Nothing here can fail.
 struct PageKernels {
   std::string_view name;
   Target target;
@@ -96,13 +96,12 @@ struct PageKernels {
 
   // logits[row * 128 + t] = scale * <q[row], x[t]> for all 128 slots of the page; the caller masks unused ones.
   void (*score)(const PageLayout&, const Levels&, Precision, const std::byte* page, const std::byte* query,
-                int64_t rows, const std::byte* next, size_t next_bytes, float* logits, std::byte* scratch);
+                int64_t rows, const Upcoming& next, float* logits, std::byte* scratch);
 
-  // acc[row][i] += p_scale[row] * sum_t p[row * 128 + t] * x[t][i]; p in [0, 1] with 0 at unused slots; acc: [rows,
+  // acc[row][i] += p_scale[row] * sum_t p[row * 128 + t] * x[t][i]; p >= 0, 0 at unused slots; acc: [rows,
   // dim] f32. The step is applied here, so acc is complete except for the inverse rotation.
   void (*accumulate)(const PageLayout&, const Levels&, Precision, const std::byte* page, const float* p,
-                     const float* p_scale, int64_t rows, const std::byte* next, size_t next_bytes, MatView<float> acc,
-                     std::byte* scratch);
+                     const float* p_scale, int64_t rows, const Upcoming& next, MatView<float> acc, std::byte* scratch);
 
   // Writes 16 tokens (rows of `codes`, [16, dim] bytes, stride dim) as block `block` (tokens 16*block..+15) of a page.
   void (*pack_keys)(const PageLayout&, const uint8_t* codes, int64_t block, std::byte* page);

@@ -102,7 +102,8 @@ void RunScore(const PageKernels& k, const PageLayout& layout, const Levels& leve
   std::memset(query.data(), 0xA5, query.size());
   std::memset(scratch.data(), 0x5A, scratch.size());
   k.prepare(layout, levels, precision, q, scale, query.data());
-  k.score(layout, levels, precision, page.data(), query.data(), q.rows, page.data(), page.size(), out, scratch.data());
+  k.score(layout, levels, precision, page.data(), query.data(), q.rows, Upcoming{page.data(), page.size()}, out,
+          scratch.data());
 }
 
 void CheckScore(const PageLayout& layout, const Levels& levels, Precision precision, int64_t rows, bool negative,
@@ -137,8 +138,8 @@ void RunSum(const PageKernels& k, const PageLayout& layout, const Levels& levels
             const Buffer& page, const std::vector<float>& p, const std::vector<float>& p_scale, MatView<float> acc) {
   Buffer scratch(k.scratch_bytes(layout, levels, precision, acc.rows) + 64);
   std::memset(scratch.data(), 0x5A, scratch.size());
-  k.accumulate(layout, levels, precision, page.data(), p.data(), p_scale.data(), acc.rows, page.data(), page.size(),
-               acc, scratch.data());
+  k.accumulate(layout, levels, precision, page.data(), p.data(), p_scale.data(), acc.rows,
+               Upcoming{page.data(), page.size()}, acc, scratch.data());
 }
 
 void CheckSum(const PageLayout& layout, const Levels& levels, Precision precision, int64_t rows, bool negative,

@@ -67,19 +67,18 @@ void Prepare(const PageLayout& layout, const Levels& levels, Precision precision
 }
 
 void Score(const PageLayout& layout, const Levels& levels, Precision precision, const std::byte* page,
-           const std::byte* query, int64_t rows, const std::byte* next, size_t next_bytes, float* logits,
-           std::byte* scratch) {
+           const std::byte* query, int64_t rows, const Upcoming& next, float* logits, std::byte* scratch) {
   if (!UsesTiles(layout, precision, rows)) {
-    return avx512::Score(layout, levels, precision, page, query, rows, next, next_bytes, logits, scratch);
+    return avx512::Score(layout, levels, precision, page, query, rows, next, logits, scratch);
   }
   ScoreTiles(layout, levels, precision == Precision::kFine, page, query, rows, next, logits, scratch);
 }
 
 void Accumulate(const PageLayout& layout, const Levels& levels, Precision precision, const std::byte* page,
-                const float* p, const float* p_scale, int64_t rows, const std::byte* next, size_t next_bytes,
-                MatView<float> acc, std::byte* scratch) {
+                const float* p, const float* p_scale, int64_t rows, const Upcoming& next, MatView<float> acc,
+                std::byte* scratch) {
   if (!UsesTiles(layout, precision, rows)) {
-    return avx512::Accumulate(layout, levels, precision, page, p, p_scale, rows, next, next_bytes, acc, scratch);
+    return avx512::Accumulate(layout, levels, precision, page, p, p_scale, rows, next, acc, scratch);
   }
   SumTiles(layout, levels, precision == Precision::kFine, page, p, p_scale, rows, next, acc, scratch);
 }

@@ -7,8 +7,8 @@
 namespace croquis::simd::amx {
 
 void ScoreTiles(const PageLayout&, const Levels&, bool fine, const std::byte* page, const std::byte* query,
-                int64_t rows, const std::byte* next, float* logits, std::byte* scratch);
+                int64_t rows, const Upcoming& next, float* logits, std::byte* scratch);
 void SumTiles(const PageLayout&, const Levels&, bool fine, const std::byte* page, const float* p, const float* p_scale,
-              int64_t rows, const std::byte* next, MatView<float> acc, std::byte* scratch);
+              int64_t rows, const Upcoming& next, MatView<float> acc, std::byte* scratch);
 
 }  // namespace croquis::simd::amx

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include "croquis/simd/pages_avx2.h"
+#include "croquis/simd/prefetch_inl.h"
 
 namespace croquis::simd {
 namespace {

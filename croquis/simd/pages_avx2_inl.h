@@ -139,17 +139,6 @@ inline const int8_t* LevelOf(const Levels& levels, int plane) {
 }
 inline float PlaneWeight(const Levels& levels, int plane) { return levels.planes == 2 && plane == 0 ? 128.f : 1.f; }
 
-// The lines that will be read next, asked for a few at a time: one share with each atom.
-struct NextLines {
-  const std::byte* at;
-  size_t left, share;
-  NextLines(const std::byte* next, size_t bytes, int atoms)
-      : at(next), left(next == nullptr ? 0 : (bytes + 63) / 64), share((left + size_t(atoms) - 1) / size_t(atoms)) {}
-  void Fetch() {
-    for (size_t i = 0; i < share && left > 0; ++i, --left, at += 64) __builtin_prefetch(at, 0, 3);
-  }
-};
-
 // ---- keys ----
 
 struct KeyBlock {
@@ -201,12 +190,12 @@ inline void ScoreRowsOf(const KeyBlock& b, int64_t row) {
 }
 
 void Score(const PageLayout& layout, const Levels& levels, Precision, const std::byte* page, const std::byte* query,
-           int64_t rows, const std::byte* next, size_t next_bytes, float* logits, std::byte* scratch) {
+           int64_t rows, const Upcoming& next, float* logits, std::byte* scratch) {
   const avx2::QueryAt at = avx2::QueryParts(layout, rows);
   const int atoms = layout.dim / 32, atom_bytes = 64 * layout.bits;
   const auto* scales = reinterpret_cast<const uint16_t*>(page);
   auto* words = reinterpret_cast<int16_t*>(scratch);
-  NextLines lines(next, next_bytes, 8 * atoms);
+  Ahead ahead(next, 8 * atoms);
   for (int plane = 0; plane < levels.planes; ++plane) {
     Book book;
     MakeBook(layout.bits, LevelOf(levels, plane), book);
@@ -225,7 +214,7 @@ void Score(const PageLayout& layout, const Levels& levels, Precision, const std:
     for (int t = 0; t < kTokens; t += 16, b.scales += 16, b.logits += 16) {
       for (int i = 0; i < atoms; ++i, codes += atom_bytes) {
         expand(codes, book, words + i * avx2::kAtomWords);
-        lines.Fetch();
+        ahead.Step();
       }
       int64_t row = 0;
       for (; row + kRows <= rows; row += kRows) ScoreRowsOf<kRows>(b, row);
@@ -297,7 +286,7 @@ inline void TotalLevels(const int16_t* words, int32_t* total) {
 
 // At most kMaxRows rows, whose weights fit in scratch.
 void AccumulateGroup(const PageLayout& layout, const Levels& levels, Precision precision, const std::byte* page,
-                     const float* p, const float* p_scale, int64_t rows, NextLines& lines, MatView<float> acc,
+                     const float* p, const float* p_scale, int64_t rows, Ahead& ahead, MatView<float> acc,
                      std::byte* scratch) {
   const avx2::ScratchAt at = avx2::ScratchParts(layout, rows);
   const int run_dims = layout.dim / layout.runs, atom_bytes = 64 * layout.bits;
@@ -321,7 +310,7 @@ void AccumulateGroup(const PageLayout& layout, const Levels& levels, Precision p
     for (int i = 0; i < layout.dim; i += 32) {
       for (int t = 0; t < 8; ++t, codes += atom_bytes) {
         expand(codes, book, words + t * avx2::kAtomWords);
-        lines.Fetch();
+        ahead.Step();
       }
       if (form.offset != 0) TotalLevels(words, total);
       const int64_t r = i / run_dims;
@@ -348,13 +337,13 @@ void AccumulateGroup(const PageLayout& layout, const Levels& levels, Precision p
 }
 
 void Accumulate(const PageLayout& layout, const Levels& levels, Precision precision, const std::byte* page,
-                const float* p, const float* p_scale, int64_t rows, const std::byte* next, size_t next_bytes,
-                MatView<float> acc, std::byte* scratch) {
-  NextLines lines(next, next_bytes, layout.dim / 4);
+                const float* p, const float* p_scale, int64_t rows, const Upcoming& next, MatView<float> acc,
+                std::byte* scratch) {
+  Ahead ahead(next, layout.dim / 4);
   for (int64_t row = 0; row < rows; row += avx2::kMaxRows) {
     const int64_t n = rows - row < avx2::kMaxRows ? rows - row : avx2::kMaxRows;
     MatView<float> part = acc;  // not Rows(): a shared inline function
     part.data += row * acc.stride;
-    AccumulateGroup(layout, levels, precision, page, p + row * kTokens, p_scale + row, n, lines, part, scratch);
+    AccumulateGroup(layout, levels, precision, page, p + row * kTokens, p_scale + row, n, ahead, part, scratch);
   }
 }

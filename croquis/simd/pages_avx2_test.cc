@@ -59,9 +59,9 @@ std::vector<float> Products(const PageKernels& k, const Case& c, int64_t rows, S
   std::memset(scratch.data(), 0xA5, scratch.size());
   std::vector<float> out(p.size() + q.size(), 0.f);
   k.prepare(c.layout, levels, c.precision, {q.data(), rows, dim}, 0.3f, query.data());
-  k.score(c.layout, levels, c.precision, page.data(), query.data(), rows, page.data(), page.size(), out.data(),
-          scratch.data());
-  k.accumulate(c.layout, levels, c.precision, page.data(), p.data(), p_scale.data(), rows, nullptr, 0,
+  k.score(c.layout, levels, c.precision, page.data(), query.data(), rows, Upcoming{page.data(), page.size()},
+          out.data(), scratch.data());
+  k.accumulate(c.layout, levels, c.precision, page.data(), p.data(), p_scale.data(), rows, {},
                {out.data() + p.size(), rows, dim}, scratch.data());
   return out;
 }

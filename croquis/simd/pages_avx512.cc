@@ -89,15 +89,12 @@ void Prepare(const PageLayout& layout, const Levels& levels, Precision precision
 }
 
 void Score(const PageLayout& layout, const Levels& levels, Precision precision, const std::byte* page,
-           const std::byte* query, int64_t rows, const std::byte* next, size_t /*next_bytes*/, float* logits,
-           std::byte*) {
+           const std::byte* query, int64_t rows, const Upcoming& next, float* logits, std::byte*) {
   const bool fine = precision == Precision::kFine;
   ScoreArgs a;
   a.scales = reinterpret_cast<const uint16_t*>(page);
   a.codes = reinterpret_cast<const uint8_t*>(page + CodesAt(layout));
   a.blocks = layout.dim / 32;
-  a.page = page;
-  a.page_bytes = layout.Bytes();
   a.next = next;
   for (Group g; Next(rows, g);) {
     const GroupAt at(layout, fine, g.width);
@@ -111,8 +108,7 @@ void Score(const PageLayout& layout, const Levels& levels, Precision precision, 
       a.plane_weight = PlaneWeight(levels, plane);
       a.add = plane > 0;
       ScoreOf(FormOf(layout.bits, a.level), g.width, fine, layout.runs > 1)(a);
-      a.page_bytes = 0;
-      a.next = nullptr;
+      a.next = {};
     }
     if (layout.mins) {
       const auto* m = reinterpret_cast<const float*>(query + at.m);
@@ -125,8 +121,8 @@ void Score(const PageLayout& layout, const Levels& levels, Precision precision, 
 }
 
 void Accumulate(const PageLayout& layout, const Levels& levels, Precision precision, const std::byte* page,
-                const float* p, const float* p_scale, int64_t rows, const std::byte* next, size_t /*next_bytes*/,
-                MatView<float> acc, std::byte* scratch) {
+                const float* p, const float* p_scale, int64_t rows, const Upcoming& next, MatView<float> acc,
+                std::byte* scratch) {
   const bool fine = precision == Precision::kFine;
   const auto* scales = reinterpret_cast<const uint16_t*>(page);
   const bool negative = AnyNegative(scales, int64_t(layout.runs) * kTokens);
@@ -136,8 +132,6 @@ void Accumulate(const PageLayout& layout, const Levels& levels, Precision precis
   a.weights = weights;
   a.runs = layout.runs;
   a.blocks = layout.dim / 32;
-  a.page = page;
-  a.page_bytes = layout.Bytes();
   a.next = next;
   a.stride = acc.stride;
   for (Group g; Next(rows, g);) {
@@ -152,8 +146,7 @@ void Accumulate(const PageLayout& layout, const Levels& levels, Precision precis
       a.level = LevelOf(levels, plane);
       a.step = levels.step * PlaneWeight(levels, plane);
       SumOf(FormOf(layout.bits, a.level), g.width, fine, negative)(a);
-      a.page_bytes = 0;
-      a.next = nullptr;
+      a.next = {};
     }
     for (int row = 0; layout.mins && row < g.rows; ++row) {
       AddValueMins(scales + layout.runs * kTokens, layout.runs, layout.dim / layout.runs, group_p + row * kTokens,

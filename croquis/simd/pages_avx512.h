@@ -19,12 +19,10 @@ struct ScoreArgs {
   const int32_t* off;
   const float* s;
   float plane_weight;
-  bool add;               // to what is in logits, from the second plane on
-  int blocks;             // of 32 dims
-  int rows;               // of the group that exist; the others are zero and not written
-  const std::byte* page;  // of page_bytes bytes, 0 where nothing is to be prefetched
-  size_t page_bytes;
-  const std::byte* next;
+  bool add;    // to what is in logits, from the second plane on
+  int blocks;  // of 32 dims
+  int rows;    // of the group that exist; the others are zero and not written
+  Upcoming next;
   float* logits;
 };
 
@@ -43,9 +41,7 @@ struct SumArgs {
   const float* p_scale;
   int blocks;
   int rows;
-  const std::byte* page;  // of page_bytes bytes, 0 where nothing is to be prefetched
-  size_t page_bytes;
-  const std::byte* next;
+  Upcoming next;
   float* acc;
   int64_t stride;
 };
@@ -61,10 +57,9 @@ size_t QueryBytes(const PageLayout&, const Levels&, Precision, int64_t rows);
 size_t ScratchBytes(const PageLayout&, const Levels&, Precision, int64_t rows);
 void Prepare(const PageLayout&, const Levels&, Precision, MatView<const float> q, float scale, std::byte* query);
 void Score(const PageLayout&, const Levels&, Precision, const std::byte* page, const std::byte* query, int64_t rows,
-           const std::byte* next, size_t next_bytes, float* logits, std::byte* scratch);
+           const Upcoming& next, float* logits, std::byte* scratch);
 void Accumulate(const PageLayout&, const Levels&, Precision, const std::byte* page, const float* p,
-                const float* p_scale, int64_t rows, const std::byte* next, size_t next_bytes, MatView<float> acc,
-                std::byte* scratch);
+                const float* p_scale, int64_t rows, const Upcoming& next, MatView<float> acc, std::byte* scratch);
 void PackKeys(const PageLayout&, const uint8_t* codes, int64_t block, std::byte* page);
 void PackValues(const PageLayout&, const uint8_t* codes, int64_t block, std::byte* page);
 void Fwht(float* x, int64_t n);

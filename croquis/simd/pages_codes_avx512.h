@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "croquis/simd/prefetch_inl.h"
+
 namespace croquis::simd {
 namespace {
 
@@ -133,39 +135,6 @@ inline __m512i Broadcast(const void* p) {
   __builtin_memcpy(&word, p, 4);
   return _mm512_set1_epi32(word);
 }
-
-// Prefetches what will be read `near` bytes from now, a line or two at a time: the rest of this page, then what the
-// caller says comes next. 4 KiB is good, and 8 KiB where codes are expanded two blocks ahead; 8 KiB elsewhere is 6 %
-// slower, 1 KiB 5 to 15 %, every second line only 25 %. Into the second cache: lines on their way into the first hold
-// one of its few fill buffers.
-class Ahead {
- public:
-  // The lines of [page + near, page + bytes), then as much from `next` (null: none), over `steps` calls. Evenly: the
-  // same number of lines in fewer, larger portions is up to 10 % slower.
-  Ahead(const std::byte* page, size_t bytes, const std::byte* next, int steps, int64_t near = 4096)
-      : at_(reinterpret_cast<const char*>(page)),
-        end_(at_ + (bytes + 63) / 64 * 64),
-        next_(next == nullptr ? nullptr : reinterpret_cast<const char*>(next)),
-        step_(uint32_t((size_t(end_ - at_) * 1024 + size_t(steps) - 1) / size_t(steps))) {
-    at_ += end_ - at_ > near ? near : end_ - at_;
-    if (at_ == end_) Wrap();
-  }
-  [[gnu::always_inline]] void Step() {
-    for (due_ += step_; due_ >= 65536; due_ -= 65536) {
-      _mm_prefetch(at_, _MM_HINT_T1);
-      at_ += 64;
-      if (at_ == end_) Wrap();
-    }
-  }
-
- private:
-  [[gnu::always_inline]] void Wrap() {
-    at_ = next_;
-    if (next_ == nullptr) step_ = 0;
-  }
-  const char *at_, *end_, *next_;
-  uint32_t step_, due_ = 0;
-};
 
 // The sum of sixteen lanes, in the order of TreeSum (pages_internal.h).
 inline float TreeSum(__m512 v) {

@@ -80,7 +80,7 @@ void Expand(const PageLayout& layout, const Levels& levels, bool values, const s
 }
 
 void Score(const PageLayout& layout, const Levels& levels, Precision, const std::byte* page, const std::byte* query,
-           int64_t rows, const std::byte*, size_t, float* logits, std::byte* scratch) {
+           int64_t rows, const Upcoming&, float* logits, std::byte* scratch) {
   const QueryAt at(layout, rows);
   const auto* v = reinterpret_cast<const int16_t*>(query);
   const auto* s = reinterpret_cast<const float*>(query + at.s);
@@ -134,7 +134,7 @@ void AccumulateRun(const Levels& levels, const int8_t* level, int64_t dim, int64
 }
 
 void Accumulate(const PageLayout& layout, const Levels& levels, Precision precision, const std::byte* page,
-                const float* p, const float* p_scale, int64_t rows, const std::byte*, size_t, MatView<float> acc,
+                const float* p, const float* p_scale, int64_t rows, const Upcoming&, MatView<float> acc,
                 std::byte* scratch) {
   const auto* scales = reinterpret_cast<const f16*>(page);
   const auto* mins = reinterpret_cast<const f16*>(page + layout.MinsAt());

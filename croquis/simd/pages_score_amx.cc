@@ -172,13 +172,13 @@ void ScoreForm(const ScoreTile& t, int height, Ahead& ahead) {
 }  // namespace
 
 void ScoreTiles(const PageLayout& layout, const Levels& levels, bool fine, const std::byte* page,
-                const std::byte* query, int64_t rows, const std::byte* next, float* logits, std::byte* scratch) {
+                const std::byte* query, int64_t rows, const Upcoming& next, float* logits, std::byte* scratch) {
   const Groups groups(rows, fine, layout.runs == 1);
   const QueryAt at(layout, groups, rows);
   const auto* s = reinterpret_cast<const float*>(query + at.s);
   const auto* m = reinterpret_cast<const float*>(query + at.m);
   const Tiles tiles({groups.tile_rows(), layout.runs > 1 ? 32 : 64});
-  Ahead ahead(page, layout.Bytes(), next, layout.dim / 4, 4096 * BlocksAhead(fine));
+  Ahead ahead(next, layout.dim / 4);
   ScoreTile t;
   t.scales = reinterpret_cast<const uint16_t*>(page);
   t.dim = layout.dim;
@@ -201,7 +201,7 @@ void ScoreTiles(const PageLayout& layout, const Levels& levels, bool fine, const
         fine ? ScoreForm<form.value, true>(t, groups.height, ahead)
              : ScoreForm<form.value, false>(t, groups.height, ahead);
       });
-      ahead = Ahead(nullptr, 0, nullptr, 1);
+      ahead = Ahead();
     }
     for (int g = 0; layout.mins && g < t.rows; ++g) {
       avx512::AddKeyMins(t.scales + layout.runs * kTokens, layout.runs, m + (first + g) * layout.runs, 1,

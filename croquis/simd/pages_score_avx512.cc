@@ -16,7 +16,7 @@ void ScoreGroup(const ScoreArgs& a) {
   constexpr bool kAlternate = !kFine && G * kBlocks <= 8;
   const Tables<F> tables = MakeTables<F>(a.level, true);
   const int64_t block_bytes = int64_t(a.blocks) * kAtom;
-  Ahead ahead(a.page, a.page_bytes, a.next, 8 / kBlocks * a.blocks);
+  Ahead ahead(a.next, 8 / kBlocks * a.blocks);
   for (int tb = 0; tb < 8; tb += kBlocks) {
     const uint8_t* p = a.codes + tb * block_bytes;
     const int32_t* q = a.q;

@@ -151,12 +151,12 @@ void SumForm(const SumTile& t, int height, Ahead& ahead) {
 }  // namespace
 
 void SumTiles(const PageLayout& layout, const Levels& levels, bool fine, const std::byte* page, const float* p,
-              const float* p_scale, int64_t rows, const std::byte* next, MatView<float> acc, std::byte* scratch) {
+              const float* p_scale, int64_t rows, const Upcoming& next, MatView<float> acc, std::byte* scratch) {
   const auto* scales = reinterpret_cast<const uint16_t*>(page);
   const Groups groups(rows, fine, layout.runs == 1);
   const Tiles tiles({groups.tile_rows(), 64});
   auto* weights = reinterpret_cast<Weights*>(scratch + ScratchAt(layout, levels).weights);
-  Ahead ahead(page, layout.Bytes(), next, layout.dim / 4, 4096 * BlocksAhead(fine));
+  Ahead ahead(next, layout.dim / 4);
   SumTile t;
   t.is_signed = avx512::AnyNegative(scales, int64_t(layout.runs) * kTokens);
   const auto make = fine ? (t.is_signed ? MakeWeights<true, true> : MakeWeights<true, false>)
@@ -182,7 +182,7 @@ void SumTiles(const PageLayout& layout, const Levels& levels, bool fine, const s
       WithForm(codes.form, [&](auto form) {
         fine ? SumForm<form.value, true>(t, groups.height, ahead) : SumForm<form.value, false>(t, groups.height, ahead);
       });
-      ahead = Ahead(nullptr, 0, nullptr, 1);
+      ahead = Ahead();
     }
     for (int g = 0; layout.mins && g < t.rows; ++g) {
       avx512::AddValueMins(scales + layout.runs * kTokens, layout.runs, layout.dim / layout.runs, group_p + g * kTokens,

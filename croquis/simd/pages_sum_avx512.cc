@@ -63,7 +63,7 @@ template <int F, int G, bool kFine, bool kSigned, int kHalves, int first>
 template <int F, int G, bool kFine, bool kSigned>
 void SumGroup(const SumArgs& a) {
   const Tables<F> tables = MakeTables<F>(a.level, kSigned);
-  Ahead ahead(a.page, a.page_bytes, a.next, 8 * a.blocks);
+  Ahead ahead(a.next, 8 * a.blocks);
   const uint8_t* p = a.codes;
   for (int block = 0; block < a.blocks; ++block, p += 8 * 64 * BitsOf(F)) {
     const RunWeights& w = a.weights[a.runs == 1 ? 0 : block];

@@ -36,8 +36,8 @@ class KiviKeys final : public GenericCodec {
   size_t PageBytes() const noexcept override { return Bytes(HeadDim(), bits_); }
   int64_t Granularity() const noexcept override;
   void Encode(MatView<const float> x, int64_t first, std::byte* page) const noexcept override;
-  void Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* next, size_t next_bytes,
-             float* logits, std::byte* scratch) const noexcept override;
+  void Score(const std::byte* page, const std::byte* query, int64_t rows, const simd::Upcoming& next, float* logits,
+             std::byte* scratch) const noexcept override;
   size_t ScratchBytes(int64_t rows) const noexcept override;
 
  private:

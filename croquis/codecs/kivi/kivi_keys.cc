@@ -88,8 +88,8 @@ size_t KiviKeys::ScratchBytes(int64_t rows) const noexcept {
   return std::max(score, GenericCodec::ScratchBytes(rows));
 }
 
-void KiviKeys::Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* /*next*/,
-                     size_t /*next_bytes*/, float* logits, std::byte* scratch) const noexcept {
+void KiviKeys::Score(const std::byte* page, const std::byte* query, int64_t rows, const simd::Upcoming& /*next*/,
+                     float* logits, std::byte* scratch) const noexcept {
   const simd::SignKernels& kernels = simd::Signs();
   const int64_t dim = HeadDim();
   simd::SignQuery* folded = reinterpret_cast<simd::SignQuery*>(scratch);

@@ -88,8 +88,8 @@ class QjlKeys final : public GenericCodec {
     }
   }
 
-  void Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* /*next*/,
-             size_t /*next_bytes*/, float* logits, std::byte* scratch) const noexcept override {
+  void Score(const std::byte* page, const std::byte* query, int64_t rows, const simd::Upcoming& /*next*/, float* logits,
+             std::byte* scratch) const noexcept override {
     for (int64_t group = 0; group < kGroups; ++group) {
       const simd::SignQuery* sums = shape_.outliers > 0
                                         ? SplitQuery(page, group, query, rows, scratch)

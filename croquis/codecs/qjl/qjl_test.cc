@@ -40,7 +40,7 @@ std::vector<float> Scores(const Codec& codec, const std::byte* page, const Matri
   Buffer query(codec.QueryBytes(q.rows())), scratch(codec.ScratchBytes(q.rows()));
   std::vector<float> logits(size_t(q.rows() * kPageTokens));
   codec.Prepare(q.View(), 1, query.data());
-  codec.Score(page, query.data(), q.rows(), nullptr, 0, logits.data(), scratch.data());
+  codec.Score(page, query.data(), q.rows(), {}, logits.data(), scratch.data());
   return logits;
 }
 

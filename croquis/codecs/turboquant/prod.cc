@@ -131,27 +131,24 @@ void TurboQuantProd::Prepare(MatView<const float> q, float scale, std::byte* que
   k.prepare(signs_, sign_levels_, precision_, rows, scale, query);
 }
 
-void TurboQuantProd::Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* next,
-                           size_t next_bytes, float* logits, std::byte* scratch) const noexcept {
+void TurboQuantProd::Score(const std::byte* page, const std::byte* query, int64_t rows, const simd::Upcoming& next,
+                           float* logits, std::byte* scratch) const noexcept {
   const simd::PageKernels& k = simd::Pages();
-  if (!HasCodes())
-    return k.score(signs_, sign_levels_, precision_, page, query, rows, next, next_bytes, logits, scratch);
-  k.score(codes_, code_levels_, precision_, page, query, rows, next, next_bytes, logits, scratch);
+  if (!HasCodes()) return k.score(signs_, sign_levels_, precision_, page, query, rows, next, logits, scratch);
+  k.score(codes_, code_levels_, precision_, page, query, rows, next, logits, scratch);
   float* residual = reinterpret_cast<float*>(scratch);
   k.score(signs_, sign_levels_, precision_, page + SignsAt(),
-          query + k.query_bytes(codes_, code_levels_, precision_, rows), rows, nullptr, 0, residual,
+          query + k.query_bytes(codes_, code_levels_, precision_, rows), rows, {}, residual,
           scratch + RoundUp64(size_t(rows * kPageTokens) * sizeof(float)));
   for (int64_t i = 0; i < rows * kPageTokens; ++i) logits[i] += residual[i];
 }
 
 void TurboQuantProd::Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows,
-                                const std::byte* next, size_t next_bytes, MatView<float> acc,
-                                std::byte* scratch) const noexcept {
+                                const simd::Upcoming& next, MatView<float> acc, std::byte* scratch) const noexcept {
   const simd::PageKernels& k = simd::Pages();
   if (HasCodes())
-    k.accumulate(codes_, code_levels_, precision_, page, p, p_scale, rows, next, next_bytes, acc.Cols(0, codes_.dim),
-                 scratch);
-  k.accumulate(signs_, sign_levels_, precision_, page + SignsAt(), p, p_scale, rows, nullptr, 0,
+    k.accumulate(codes_, code_levels_, precision_, page, p, p_scale, rows, next, acc.Cols(0, codes_.dim), scratch);
+  k.accumulate(signs_, sign_levels_, precision_, page + SignsAt(), p, p_scale, rows, {},
                acc.Cols(CodesDim(), signs_.dim), scratch);
 }
 

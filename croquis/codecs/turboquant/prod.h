@@ -57,11 +57,11 @@ class TurboQuantProd final : public CodecBase {
   void Decode(const std::byte* page, int64_t first, MatView<float> x) const noexcept override;
   size_t QueryBytes(int64_t rows) const noexcept override;
   void Prepare(MatView<const float> q, float scale, std::byte* query) const noexcept override;
-  void Score(const std::byte* page, const std::byte* query, int64_t rows, const std::byte* next, size_t next_bytes,
-             float* logits, std::byte* scratch) const noexcept override;
+  void Score(const std::byte* page, const std::byte* query, int64_t rows, const simd::Upcoming& next, float* logits,
+             std::byte* scratch) const noexcept override;
   int64_t AccDim() const noexcept override { return CodesDim() + signs_.dim; }
-  void Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows, const std::byte* next,
-                  size_t next_bytes, MatView<float> acc, std::byte* scratch) const noexcept override;
+  void Accumulate(const std::byte* page, const float* p, const float* p_scale, int64_t rows, const simd::Upcoming& next,
+                  MatView<float> acc, std::byte* scratch) const noexcept override;
   void Finish(MatView<const float> acc, MatView<float> out) const noexcept override;
   size_t ScratchBytes(int64_t rows) const noexcept override;
 
