@@ -239,26 +239,28 @@ class Attention {
     }
   }
 
-  // 32 tokens of 16 rows: for each half, four times the weights of four tokens, which are then turned around; at last,
-  // four times four rows cut into parts.
-  static constexpr int64_t kWeightPieces = 14;
+  // 32 tokens of 16 rows: for each half, twice the weights of eight tokens, which are then turned around; at last,
+  // twice eight rows cut into parts.
+  static constexpr int64_t kWeightPieces = 8, kAtOnce = 8;
   void WeightPiece(int64_t unit, int64_t piece) {
     const int64_t i = piece / (kTokenSteps * kWeightPieces), step = piece / kWeightPieces % kTokenSteps;
     const int64_t n = piece % kWeightPieces;
-    if (n >= 10) return WeightParts((n - 10) * 4, parts_ + (i * kTokenSteps + step) * kQueryParts * kTile);
-    const int64_t half = n / 5, quarter = n % 5;
-    if (quarter == 4) return Turn(weights_[half]);
+    if (n >= 6) return WeightParts((n - 6) * kAtOnce, parts_ + (i * kTokenSteps + step) * kQueryParts * kTile);
+    const int64_t half = n / 3, third = n % 3;
+    if (third == 2) return Turn(weights_[half]);
     const float* const x = logits_[unit % 2] + (i * kTokenTiles + step * 2 + half) * kNumbers;
-    FourWeights(x + quarter * 64, (Tile(unit) + i) * kRowTile, weights_[half] + quarter * 64);
+    SomeWeights(x + third * kAtOnce * 16, (Tile(unit) + i) * kRowTile, weights_[half] + third * kAtOnce * 16);
   }
-  [[gnu::noinline]] void FourWeights(const float* x, int64_t row, float* weights) {
+  [[gnu::noinline]] void SomeWeights(const float* x, int64_t row, float* weights) {
     const __m512 top = V::Load(of_.top + row);
-    __m512 p[4];
-#pragma GCC unroll 4
-    for (int t = 0; t < 4; ++t) p[t] = Exp2(V::Sub(V::Load(x + t * 16), top));
-    V::Store(of_.mass + row, V::Add(V::Load(of_.mass + row), V::Add(V::Add(p[0], p[1]), V::Add(p[2], p[3]))));
-#pragma GCC unroll 4
-    for (int t = 0; t < 4; ++t) V::Store(weights + t * 16, p[t]);
+    __m512 p[kAtOnce];
+#pragma GCC unroll 8
+    for (int t = 0; t < kAtOnce; ++t) p[t] = Exp2(V::Sub(V::Load(x + t * 16), top));
+#pragma GCC unroll 8
+    for (int t = 0; t < kAtOnce; ++t) V::Store(weights + t * 16, p[t]);
+    const __m512 low = V::Add(V::Add(p[0], p[1]), V::Add(p[2], p[3])),
+                 high = V::Add(V::Add(p[4], p[5]), V::Add(p[6], p[7]));
+    V::Store(of_.mass + row, V::Add(V::Load(of_.mass + row), V::Add(low, high)));
   }
   [[gnu::noinline]] static void Turn(float* x) {
     __m512 y[16];
@@ -269,8 +271,8 @@ class Attention {
     for (int i = 0; i < 16; ++i) V::Store(x + i * 16, y[i]);
   }
   [[gnu::noinline]] void WeightParts(int64_t row, std::byte* to) {
-#pragma GCC unroll 4
-    for (int64_t r = row; r < row + 4; ++r) {
+#pragma GCC unroll 8
+    for (int64_t r = row; r < row + kAtOnce; ++r) {
       __m512 a = V::Load(weights_[0] + r * 16), b = V::Load(weights_[1] + r * 16);
 #pragma GCC unroll 3
       for (int part = 0; part < kQueryParts; ++part) _mm512_store_si512(to + part * kTile + r * 64, TakePairs(a, b));
@@ -281,7 +283,7 @@ class Attention {
 
   // Asks for a page in the turns that follow.
   void Ask(int64_t page) {
-    if (page >= call_.pages) return;
+    if (page >= call_.pages + call_.ahead) return;
     const auto bytes = [&](RowType type) { return size_t(kTokens * dim_ * RowTypeBytes(type)); };
     ahead_ = {call_.keys[page], bytes(call_.key_type), call_.values[page], bytes(call_.value_type),
               groups_ * (score_turns_ + sum_turns_)};

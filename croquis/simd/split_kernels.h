@@ -19,7 +19,10 @@ struct SplitCall {
   const std::byte* query = nullptr;  // from prepare: `rows` rows
   int64_t rows = 0;
   int64_t pages = 0;
-  const std::byte *const *keys = nullptr, *const *values = nullptr;  // one of each a page
+  // One of each a page; then those of pages that the next call begins with, which are fetched meanwhile (two are
+  // enough).
+  const std::byte *const *keys = nullptr, *const *values = nullptr;
+  int64_t ahead = 0;  // how many those are
   // Row r sees tokens [first[r], last[r]) of the 128 * pages (maybe none); null: all of them.
   const int32_t *first = nullptr, *last = nullptr;
   // State, taken in and given back: sums [rows, dim] relative to 2^max, masses likewise; max kMasked and mass 0 before

@@ -64,7 +64,7 @@ inline __m512i TakePairs(__m512& a, __m512& b) {
 // from the second cache had to wait: 15.8 us a product of 128 rows beside 64 KiB, against 11.5 us (10.5 without).
 class Ahead {
  public:
-  static constexpr int64_t kStep = 256;
+  static constexpr int64_t kStep = 128;
   Ahead(const std::byte* next, size_t bytes, int64_t times)
       : at_(next), end_(next + bytes), lines_(Up(Up(int64_t(bytes), kStep), times)) {}
   void Step() {
@@ -172,26 +172,32 @@ inline void BlockAt(const std::byte* a, int64_t i, bool two_a, const std::byte* 
 inline size_t KeyTilesBytes(int64_t dim) { return size_t(kTokens / kRowTile * Up(dim, kInner) * 3 * kTile); }
 inline size_t ValueTilesBytes(int64_t dim) { return size_t(Up(dim, 16) * (kTokens / kInner) * 3 * kTile); }
 
-// How far a page is packed: `t` tokens whole, `n` pieces of the next. (Two tokens at a time for values.)
+// How far a page is packed: `t` tokens whole, `n` rows of tiles of the next. (Two tokens at a time for values.) A piece
+// is up to eight rows of tiles: more than there are instructions around them, fewer than hold up the products.
 struct Packed {
   int64_t t = 0, n = 0;
 };
+constexpr int64_t kPieceRows = 8;
 
-// The next `pieces` pieces, at most, of a page of keys to A tiles [8 tiles of tokens][steps of dims][parts]; a piece is
-// 32 numbers of a token.
-inline int64_t KeyPieces(int64_t dim) { return kTokens * Up(dim, kInner); }
+// The next `pieces` pieces, at most, of a page of keys to A tiles [8 tiles of tokens][steps of dims][parts]; a row is 32
+// numbers of a token.
+inline int64_t KeyPieces(int64_t dim) { return kTokens * Up(Up(dim, kInner), kPieceRows); }
 template <class K, bool kWhole>
 inline void PackKeysOf(const std::byte* k, int64_t dim, Packed& at, int64_t pieces, std::byte* tiles) {
   const int64_t steps = Up(dim, kInner);
   for (; pieces > 0 && at.t < kTokens; --pieces) {
+    const int64_t end = Min(at.n + kPieceRows, steps);
     const std::byte* x = k + (at.t * dim + at.n * kInner) * K::kBytes;
     std::byte* to = tiles + (at.t / 16 * steps + at.n) * K::kParts * kTile + at.t % 16 * 64;
-    const int64_t left = dim - at.n * kInner;
-    __m512 a = K::Load(x, kWhole ? kAll : First(left)),
-           b = K::Load(x + 16 * K::kBytes, kWhole ? kAll : First(left - 16));
+    for (int64_t n = at.n; n < end; ++n, x += kInner * K::kBytes, to += K::kParts * kTile) {
+      const int64_t left = dim - n * kInner;
+      __m512 a = K::Load(x, kWhole ? kAll : First(left)),
+             b = K::Load(x + 16 * K::kBytes, kWhole ? kAll : First(left - 16));
 #pragma GCC unroll 3
-    for (int p = 0; p < K::kParts; ++p) _mm512_store_si512(to + p * kTile, TakePairs(a, b));
-    if (++at.n == steps) at.n = 0, ++at.t;
+      for (int p = 0; p < K::kParts; ++p) _mm512_store_si512(to + p * kTile, TakePairs(a, b));
+    }
+    at.n = end;
+    if (end == steps) at.n = 0, ++at.t;
   }
 }
 template <class K>
@@ -202,22 +208,25 @@ inline void PackKeys(const std::byte* k, int64_t dim, Packed& at, int64_t pieces
     PackKeysOf<K, false>(k, dim, at, pieces, tiles);
 }
 
-// The same of a page of values to B tiles [tiles of dims][4 steps of tokens][parts]; a piece is 16 numbers of tokens t
+// The same of a page of values to B tiles [tiles of dims][4 steps of tokens][parts]; a row is 16 numbers of tokens t
 // and t + 16, at.t counts both.
-inline int64_t ValuePieces(int64_t dim) { return kTokens / 2 * Up(dim, 16); }
+inline int64_t ValuePieces(int64_t dim) { return kTokens / 2 * Up(Up(dim, 16), kPieceRows); }
 template <class K, bool kWhole>
 inline void PackValuesOf(const std::byte* v, int64_t dim, Packed& at, int64_t pieces, std::byte* tiles) {
   constexpr int64_t kStep = K::kParts * kTile;
   const int64_t dim_tiles = Up(dim, 16);
   for (; pieces > 0 && at.t < kTokens; --pieces) {
-    const int64_t step = at.t / kInner, pair = at.t % kInner / 2;
+    const int64_t step = at.t / kInner, pair = at.t % kInner / 2, end = Min(at.n + kPieceRows, dim_tiles);
     const std::byte* x = v + ((step * kInner + pair) * dim + at.n * 16) * K::kBytes;
     std::byte* to = tiles + (at.n * (kTokens / kInner) + step) * kStep + pair * 64;
-    const __mmask16 mask = kWhole ? kAll : First(dim - at.n * 16);
-    __m512 a = K::Load(x, mask), b = K::Load(x + 16 * dim * K::kBytes, mask);
+    for (int64_t n = at.n; n < end; ++n, x += 16 * K::kBytes, to += kTokens / kInner * kStep) {
+      const __mmask16 mask = kWhole ? kAll : First(dim - n * 16);
+      __m512 a = K::Load(x, mask), b = K::Load(x + 16 * dim * K::kBytes, mask);
 #pragma GCC unroll 3
-    for (int part = 0; part < K::kParts; ++part) _mm512_store_si512(to + part * kTile, TakePairs(a, b));
-    if (++at.n == dim_tiles) at.n = 0, at.t += 2;
+      for (int part = 0; part < K::kParts; ++part) _mm512_store_si512(to + part * kTile, TakePairs(a, b));
+    }
+    at.n = end;
+    if (end == dim_tiles) at.n = 0, at.t += 2;
   }
 }
 template <class K>

@@ -25,8 +25,7 @@ constexpr int64_t kPage = codecs::kPageTokens;
 constexpr int64_t kBlockRows = 128;     // query rows that take a page together: enough to reuse an expanded page
 constexpr int64_t kTasks = 64;          // pieces that the pages of a call are cut into when they can be
 constexpr int64_t kFewRows = 8;         // query rows up to which memory is the limit; tasks then take several heads
-constexpr int64_t kLeastPages = 8;      // of a piece: writing and joining its states stay below 5 %
-constexpr int64_t kLeastPagesFew = 16;  // the same for few rows
+constexpr int64_t kLeastPages = 16;  // of a piece: filling a pipeline, writing and joining its states stay below 5 %
 constexpr int64_t kOwnPages = 8;        // pages of rows that a sequence reads along with its other rows
 constexpr int64_t kLittleWork = int64_t{1} << 17;      // products of numbers; waking workers would cost more
 constexpr int64_t kCheckedBytes = int64_t{256} << 20;  // working memory from which on the system is asked
@@ -93,8 +92,9 @@ class Call {
       if (!little) return executor.ParallelFor(tasks, task);
       for (int64_t t = 0; t < tasks; ++t) task(t, 0);
     };
-    all(Sequences(), [&](int64_t b, int) { RoundRows(b); });
-    all(int64_t(query_tasks_.size()), [&](int64_t t, int) {
+    const auto queries = int64_t(query_tasks_.size());
+    all(queries + Sequences(), [&](int64_t t, int) {
+      if (t >= queries) return RoundRows(t - queries);
       const auto [pass, number] = query_tasks_[size_t(t)];
       Prepare(*pass, number / pass->blocks, number % pass->blocks);
     });
@@ -104,11 +104,10 @@ class Call {
     all(rows + Sequences(), [&](int64_t t, int worker) {
       if (t >= rows) return OwnRows(t - rows, WorkerMemory(worker));
       if (t >= pages) return Rows(row_tasks_[size_t(t - pages)], WorkerMemory(worker));
-      const auto [pass, number] = page_tasks_[size_t(t)];
-      Pages(*pass, number / pass->head_sets, number % pass->head_sets, WorkerMemory(worker));
+      Pages(t, t + executor.threads(), WorkerMemory(worker));
     });
-    all(Sequences(), [&](int64_t b, int worker) { JoinSequence(b, WorkerMemory(worker)); });
-    all(Sequences(), [&](int64_t b, int) {
+    all(Sequences(), [&](int64_t b, int worker) {
+      JoinSequence(b, WorkerMemory(worker));
       Executor serial;
       kvcache::AppendChecked(serial, *in_.caches[size_t(b)], in_.options.layer, in_.k.Rows(b, 1), in_.v.Rows(b, 1));
     });
@@ -176,7 +175,7 @@ class Call {
     const bool few = p.run.sequences * group_ <= kFewRows;
     const int64_t share = page_work_ / kTasks + 1, effort = Effort(p);
     p.heads = few ? kv_heads_ : 1;
-    p.slice_pages = std::max(share / (effort * p.heads), few ? kLeastPagesFew : kLeastPages);
+    p.slice_pages = std::max(share / (effort * p.heads), kLeastPages);
     p.slice_pages = std::min(p.slice_pages, p.run.pages);
     p.slices = (p.run.pages + p.slice_pages - 1) / p.slice_pages;
     p.slice_pages = (p.run.pages + p.slices - 1) / p.slices;  // equal ones
@@ -308,11 +307,25 @@ class Call {
     return memory_ + dense_states_ + size_t(b * kv_heads_ + h) * dense_state_bytes_;
   }
 
-  void Pages(const Pass& p, int64_t slice, int64_t head_set, std::byte* memory) {
-    const int64_t first_head = head_set * p.heads, heads = std::min(p.heads, kv_heads_ - first_head);
-    const int64_t begin = p.run.first_page + slice * p.slice_pages,
-                  end = std::min(p.run.first_page + p.run.pages, begin + p.slice_pages);
-    if (p.plain) return PlainPages(p, slice, first_head, heads, begin, end, memory);
+  // One task of the pages: a slice of a pass and some heads.
+  struct PageTask {
+    const Pass* pass;
+    int64_t slice, first_head, heads, begin, end;  // pages
+  };
+  PageTask PageTaskAt(int64_t task) const {
+    const auto [pass, number] = page_tasks_[size_t(task)];
+    const Pass& p = *pass;
+    PageTask t{pass, number / p.head_sets, number % p.head_sets * p.heads, 0, 0, 0};
+    t.heads = std::min(p.heads, kv_heads_ - t.first_head);
+    t.begin = p.run.first_page + t.slice * p.slice_pages;
+    t.end = std::min(p.run.first_page + p.run.pages, t.begin + p.slice_pages);
+    return t;
+  }
+  // next_task: the one that this worker is likely to do next, for prefetching.
+  void Pages(int64_t task, int64_t next_task, std::byte* memory) {
+    const auto [pass, slice, first_head, heads, begin, end] = PageTaskAt(task);
+    const Pass& p = *pass;
+    if (p.plain) return PlainPages(PageTaskAt(task), next_task, memory);
     Pieces pieces(memory);
     auto* const streams = pieces.Take<Stream>(size_t(heads * p.blocks));
     std::byte* const own = pieces.Take<std::byte>(size_t(heads * p.blocks) * stream_bytes_);
@@ -326,11 +339,20 @@ class Call {
     }
     Stream::Pages({streams, size_t(heads * p.blocks)}, begin, end);
   }
-  void PlainPages(const Pass& p, int64_t slice, int64_t first_head, int64_t heads, int64_t begin, int64_t end,
-                  std::byte* memory) {
-    for (int64_t h = first_head; h < first_head + heads; ++h)
+  void PlainPages(const PageTask& t, int64_t next_task, std::byte* memory) {
+    const Pass& p = *t.pass;
+    for (int64_t h = t.first_head; h < t.first_head + t.heads; ++h) {
+      PlainQuery::Pages next;
+      if (h + 1 < t.first_head + t.heads) {
+        next = {&Head(order_[size_t(p.run.first)], h + 1), t.begin, t.end};
+      } else if (next_task < int64_t(page_tasks_.size())) {
+        const PageTask n = PageTaskAt(next_task);
+        next = {&Head(order_[size_t(n.pass->run.first)], n.first_head), n.begin, n.end};
+      }
       reinterpret_cast<const PlainQuery*>(QueryAt(p, h, 0))
-          ->Attend(begin, end, StreamState::At(StateAt(p, slice, h, 0), p.run.sequences * group_, dim_), memory);
+          ->Attend(t.begin, t.end, next, StreamState::At(StateAt(p, t.slice, h, 0), p.run.sequences * group_, dim_),
+                   memory);
+    }
   }
 
   // ---- rows ----

@@ -10,6 +10,7 @@
 namespace croquis::attention {
 namespace {
 constexpr int64_t kPage = codecs::kPageTokens;
+constexpr int64_t kAhead = 2;  // pages of the next pass that are fetched
 }  // namespace
 
 bool PagesAreRows(const kvcache::HeadView& head) {
@@ -25,7 +26,7 @@ bool PlainQuery::Takes(const kvcache::HeadView& head, int64_t rows) {
 size_t PlainQuery::Bytes(int64_t rows, int64_t dim) { return Round64(simd::Split()->query_bytes(rows, dim)); }
 
 size_t PlainQuery::WorkBytes(int64_t rows, int64_t dim, int64_t pages) {
-  return 2 * Round64(size_t(pages) * sizeof(std::byte*)) + 2 * Round64(size_t(rows) * 4) +
+  return 2 * Round64(size_t(pages + kAhead) * sizeof(std::byte*)) + 2 * Round64(size_t(rows) * 4) +
          Round64(simd::Split()->attend_bytes(rows, dim));
 }
 
@@ -35,14 +36,20 @@ PlainQuery::PlainQuery(const kvcache::HeadView& head, MatView<const float> q, st
   simd::Split()->prepare(q, memory);
 }
 
-void PlainQuery::Attend(int64_t begin, int64_t end, StreamState state, std::byte* work) const {
+void PlainQuery::Attend(int64_t begin, int64_t end, const Pages& next, StreamState state, std::byte* work) const {
   const auto rows = int64_t(visible_.size()), pages = end - begin;
   std::memset(state.sums.data, 0, size_t(rows * dim_) * 4);
   std::fill_n(state.max, rows, simd::kMasked);
   std::fill_n(state.mass, rows, 0.f);
   Pieces pieces(work);
-  const auto keys = pieces.Take<const std::byte*>(size_t(pages)), values = pieces.Take<const std::byte*>(size_t(pages));
+  const auto keys = pieces.Take<const std::byte*>(size_t(pages + kAhead)),
+             values = pieces.Take<const std::byte*>(size_t(pages + kAhead));
   for (int64_t j = 0; j < pages; ++j) keys[j] = head_.KeyPage(begin + j), values[j] = head_.ValuePage(begin + j);
+  const int64_t ahead = std::min(kAhead, next.end - next.begin);
+  for (int64_t j = 0; j < ahead; ++j) {
+    keys[pages + j] = next.head->KeyPage(next.begin + j);
+    values[pages + j] = next.head->ValuePage(next.begin + j);
+  }
   const auto first = pieces.Take<int32_t>(size_t(rows)), last = pieces.Take<int32_t>(size_t(rows));
   const int64_t start = head_.sinks + begin * kPage, tokens = std::min(pages * kPage, head_.encoded - begin * kPage);
   bool all = tokens == pages * kPage;
@@ -55,7 +62,7 @@ void PlainQuery::Attend(int64_t begin, int64_t end, StreamState state, std::byte
   simd::SplitCall call;
   call.key_type = *head_.key->PlainRows(), call.value_type = *head_.value->PlainRows();
   call.query = prepared_, call.rows = rows, call.pages = pages;
-  call.keys = keys, call.values = values;
+  call.keys = keys, call.values = values, call.ahead = ahead;
   if (!all) call.first = first, call.last = last;
   call.sums = state.sums, call.max = state.max, call.mass = state.mass;
   call.scratch = pieces.rest();

@@ -28,8 +28,13 @@ class PlainQuery {
   PlainQuery(const kvcache::HeadView& head, MatView<const float> q, std::span<const Visible> visible,
              std::byte* memory);
 
-  // The state of pages [begin, end).
-  void Attend(int64_t begin, int64_t end, StreamState state, std::byte* work) const;
+  // Pages [begin, end) of a head.
+  struct Pages {
+    const kvcache::HeadView* head = nullptr;  // null: none
+    int64_t begin = 0, end = 0;
+  };
+  // The state of pages [begin, end). next: what this thread is likely to read after them, fetched meanwhile.
+  void Attend(int64_t begin, int64_t end, const Pages& next, StreamState state, std::byte* work) const;
 
  private:
   const kvcache::HeadView& head_;
