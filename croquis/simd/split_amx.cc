@@ -11,15 +11,15 @@ namespace amx {
 namespace {
 
 // All blocks of `a_tiles` x `b_tiles`; use(a tile, b tile, sums [16][16]).
-template <int kParts, bool kPageIsA, class Use>
+template <class Products, bool kPageIsA, class Use>
 inline void AllBlocks(const std::byte* a, int64_t a_tiles, const std::byte* b, int64_t b_tiles, int64_t steps,
                       const std::byte* next, size_t next_bytes, const Use& use) {
-  Ahead ahead(next, next_bytes, Up(a_tiles, 2) * Up(b_tiles, 2) * steps * kBesides<kParts>);
+  Ahead ahead(next, next_bytes, Up(a_tiles, 2) * Up(b_tiles, 2) * steps * kBesides<Products>);
   alignas(64) float c[4 * 256];
   for (int64_t j = 0; j < b_tiles; j += 2)
     for (int64_t i = 0; i < a_tiles; i += 2) {
       const bool two_a = i + 1 < a_tiles, two_b = j + 1 < b_tiles;
-      BlockAt<kParts, kPageIsA>(a, i, two_a, b, j, two_b, steps, c, 512, 256, [&] { ahead.Step(); });
+      BlockAt<Products, kPageIsA>(a, i, two_a, b, j, two_b, steps, c, 512, 256, [&] { ahead.Step(); });
       use(i, j, c);
       if (two_b) use(i, j + 1, c + 256);
       if (two_a) use(i + 1, j, c + 512);
@@ -49,7 +49,7 @@ void Prepare(MatView<const float> q, std::byte* query) {
         const int64_t row = tile * kRowTile + n, left = row < q.rows ? q.cols - s * kInner : 0;
         const float* x = q.data + Min(row, q.rows - 1) * q.stride + s * kInner;
         __m512 a = _mm512_maskz_loadu_ps(First(left), x), b = _mm512_maskz_loadu_ps(First(left - 16), x + 16);
-        for (auto& p : part) p[n] = _mm512_castsi512_ps(TakePairs(a, b));
+        for (auto& p : part) p[n] = _mm512_castsi512_ps(TakePairs<true>(a, b));
       }
       for (int p = 0; p < kQueryParts; ++p) {
         VectorAvx512::Transpose(part[p], part[p]);
@@ -66,17 +66,17 @@ void ScorePage(const std::byte* k, const std::byte* query, int64_t rows, int64_t
   Packed packed;
   PackKeys<K>(k, dim, packed, KeyPieces(dim), scratch);
   const Tiles tiles(kShape);
-  AllBlocks<K::kParts, true>(scratch, kTokens / 16, query, Up(rows, kRowTile), steps, next, next_bytes,
-                             [&](int64_t token_tile, int64_t row_tile, const float* c) {
-                               __m512 x[16];
+  AllBlocks<Pairs<K::kParts>, true>(scratch, kTokens / 16, query, Up(rows, kRowTile), steps, next, next_bytes,
+                                    [&](int64_t token_tile, int64_t row_tile, const float* c) {
+                                      __m512 x[16];
 #pragma GCC unroll 16
-                               for (int i = 0; i < 16; ++i) x[i] = _mm512_load_ps(c + 16 * i);
-                               VectorAvx512::Transpose(x, x);
-                               const int64_t n = Min(16, rows - row_tile * 16);
-                               float* to = logits + row_tile * 16 * kTokens + token_tile * 16;
-                               for (int i = 0; i < 16; ++i)
-                                 if (i < n) _mm512_storeu_ps(to + i * kTokens, x[i]);
-                             });
+                                      for (int i = 0; i < 16; ++i) x[i] = _mm512_load_ps(c + 16 * i);
+                                      VectorAvx512::Transpose(x, x);
+                                      const int64_t n = Min(16, rows - row_tile * 16);
+                                      float* to = logits + row_tile * 16 * kTokens + token_tile * 16;
+                                      for (int i = 0; i < 16; ++i)
+                                        if (i < n) _mm512_storeu_ps(to + i * kTokens, x[i]);
+                                    });
 }
 
 template <class K>
@@ -97,19 +97,19 @@ void AccumulatePage(const std::byte* v, const float* p, const float* p_scale, co
       for (int part = 0; part < kQueryParts; ++part) _mm512_store_si512(to + part * kTile, TakePairs(a, b));
     }
   const Tiles tiles(kShape);
-  AllBlocks<K::kParts, false>(weights, row_tiles, scratch, dim_tiles, kSteps, next, next_bytes,
-                              [&](int64_t row_tile, int64_t dim_tile, const float* c) {
-                                const __mmask16 mask = First(dim - dim_tile * 16);
-                                const int64_t n = Min(16, acc.rows - row_tile * 16);
-                                for (int64_t i = 0; i < n; ++i) {
-                                  const int64_t r = row_tile * 16 + i;
-                                  float* to = acc.data + r * acc.stride + dim_tile * 16;
-                                  const __m512 sum =
-                                      _mm512_fmadd_ps(_mm512_load_ps(c + 16 * i), _mm512_set1_ps(p_scale[r]),
-                                                      _mm512_maskz_loadu_ps(mask, to));
-                                  _mm512_mask_storeu_ps(to, mask, sum);
-                                }
-                              });
+  AllBlocks<Pairs<K::kParts>, false>(weights, row_tiles, scratch, dim_tiles, kSteps, next, next_bytes,
+                                     [&](int64_t row_tile, int64_t dim_tile, const float* c) {
+                                       const __mmask16 mask = First(dim - dim_tile * 16);
+                                       const int64_t n = Min(16, acc.rows - row_tile * 16);
+                                       for (int64_t i = 0; i < n; ++i) {
+                                         const int64_t r = row_tile * 16 + i;
+                                         float* to = acc.data + r * acc.stride + dim_tile * 16;
+                                         const __m512 sum =
+                                             _mm512_fmadd_ps(_mm512_load_ps(c + 16 * i), _mm512_set1_ps(p_scale[r]),
+                                                             _mm512_maskz_loadu_ps(mask, to));
+                                         _mm512_mask_storeu_ps(to, mask, sum);
+                                       }
+                                     });
 }
 
 void Score(RowType type, const std::byte* k, const std::byte* query, int64_t rows, int64_t dim, const std::byte* next,

@@ -68,7 +68,8 @@ class Share {
   int64_t rate_ = 0, pieces_ = 0, done_ = 0, end_ = 0;  // rate and done: times 2^20
 };
 
-template <int kKeyParts, int kValueParts>
+// The products of keys with queries, and of values with weights.
+template <class KeyProducts, class ValueProducts>
 class Attention {
  public:
   Attention(const SplitCall& call, Pack pack_keys, Pack pack_values)
@@ -79,8 +80,8 @@ class Attention {
         dim_(call.sums.cols),
         steps_(Up(dim_, kInner)),
         groups_(layout_.rows / kUnitRows),
-        score_turns_(kTokenTiles / 2 * steps_ * kBesides<kKeyParts>),
-        sum_turns_(Up(layout_.dim_tiles, 2) * kTokenSteps * kBesides<kValueParts>) {
+        score_turns_(kTokenTiles / 2 * steps_ * kBesides<KeyProducts>),
+        sum_turns_(Up(layout_.dim_tiles, 2) * kTokenSteps * kBesides<ValueProducts>) {
     std::byte* at = call.scratch;
     const auto take = [&](size_t bytes) {
       std::byte* const from = at;
@@ -135,8 +136,8 @@ class Attention {
     const std::byte* const keys = keys_[Page(unit) % 2];
     const std::byte* const query = call_.query + Tile(unit) * steps_ * kQueryParts * kTile;
     for (int64_t i = 0; i < kTokenTiles; i += 2)
-      BlockAt<kKeyParts, true>(keys, i, true, query, 0, TilesOf(unit) > 1, steps_, logits_[unit % 2] + i * kNumbers,
-                               kNumbers, kTokenTiles * kNumbers, beside);
+      BlockAt<KeyProducts, true>(keys, i, true, query, 0, TilesOf(unit) > 1, steps_, logits_[unit % 2] + i * kNumbers,
+                                 kNumbers, kTokenTiles * kNumbers, beside);
   }
 
   // The sums of `unit`; the maxima of `scored` and, while it has its turn, its share of packing.
@@ -159,8 +160,8 @@ class Attention {
     if (unit < 0) return;
     for (int64_t d = 0; d < layout_.dim_tiles; d += 2) {
       float* const c = products_[d / 2 % 2];
-      BlockAt<kValueParts, false>(parts_, 0, TilesOf(unit) > 1, values_[Page(unit) % 2], d, d + 1 < layout_.dim_tiles,
-                                  kTokenSteps, c, 2 * kNumbers, kNumbers, beside);
+      BlockAt<ValueProducts, false>(parts_, 0, TilesOf(unit) > 1, values_[Page(unit) % 2], d, d + 1 < layout_.dim_tiles,
+                                    kTokenSteps, c, 2 * kNumbers, kNumbers, beside);
       Flush(4);
       waiting_ = {c, unit, d, 0};
     }
@@ -270,12 +271,15 @@ class Attention {
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) V::Store(x + i * 16, y[i]);
   }
+  // Two rounded parts where no product takes the third.
+  static constexpr int kWeightParts = ValueProducts::kParts == 3 ? 3 : 2;
   [[gnu::noinline]] void WeightParts(int64_t row, std::byte* to) {
 #pragma GCC unroll 8
     for (int64_t r = row; r < row + kAtOnce; ++r) {
       __m512 a = V::Load(weights_[0] + r * 16), b = V::Load(weights_[1] + r * 16);
 #pragma GCC unroll 3
-      for (int part = 0; part < kQueryParts; ++part) _mm512_store_si512(to + part * kTile + r * 64, TakePairs(a, b));
+      for (int part = 0; part < kWeightParts; ++part)
+        _mm512_store_si512(to + part * kTile + r * 64, TakePairs<kWeightParts == 2>(a, b));
     }
   }
 
@@ -354,8 +358,9 @@ void SplitAttend(const SplitCall& call) {
   const Tiles tiles(kShape);
   const FlushToZero flush;
   WithRows(call.key_type, [&]<class K>() {
-    WithRows(call.value_type,
-             [&]<class W>() { Attention<K::kParts, W::kParts>(call, PackKeys<K>, PackValues<W>).Run(); });
+    WithRows(call.value_type, [&]<class W>() {
+      Attention<FewPairs<K::kParts>, FewPairs<W::kParts>>(call, PackKeys<K>, PackValues<W>).Run();
+    });
   });
 }
 

@@ -13,7 +13,8 @@
 
 namespace croquis::simd {
 
-// Attention of many query rows to a run of pages of plain rows. Logits are base 2 here.
+// Attention of many query rows to a run of pages of plain rows. Logits are base 2 here. With f16 or bf16 rows, queries
+// and weights are rounded to 17 bits: the products that remain are above 2^-17, and rows have 11 bits at most.
 struct SplitCall {
   RowType key_type = RowType::kF32, value_type = RowType::kF32;
   const std::byte* query = nullptr;  // from prepare: `rows` rows

@@ -114,13 +114,16 @@ TEST(SplitKernels, AccumulateIsExactToF32) {
   });
 }
 
+// In attend, what meets rows of 16 bits is two parts of eight, rounded.
+double Rounding(RowType type) { return kRounding + (type == RowType::kF32 ? 0 : 0x1p-17); }
+
 // What a row sees of pages, in double: log2 of the mass, and the answer. Errors of both, from errors of logits.
 struct Reference {
   double lse = -1e300, lse_error = 0;
   std::vector<double> out;
   double out_error = 0;
   Reference(const float* q, int64_t dim, const std::vector<Page>& keys, const std::vector<Page>& values, int64_t first,
-            int64_t last)
+            int64_t last, RowType key_type, RowType value_type)
       : out(size_t(dim)) {
     std::vector<double> logit(static_cast<size_t>(last));
     double top = -1e300, size = 0, largest = 0, mass = 0;
@@ -141,12 +144,12 @@ struct Reference {
     for (double& x : out) x /= mass;
     if (last > first) lse = top + std::log2(mass);
     // A weight is wrong by ln 2 times its logit's error, by that of 2^x (2e-7) and by rounding of the sums.
-    const double weight = std::log(2.0) * kRounding * size + 2e-7 + kRounding;
+    const double weight = std::log(2.0) * Rounding(key_type) * size + 2e-7 + Rounding(value_type);
     lse_error = 2 * weight, out_error = 2 * weight * largest;
   }
 };
 
-TEST(SplitKernels, AttendIsExactToF32) {
+TEST(SplitKernels, AttendIsExactToF32OrToTwoParts) {
   ForEachCase([](const SplitKernels& kernels, RowType type, int64_t dim, int64_t rows) {
     const auto pages = int64_t(1 + (dim + rows) % 3);
     const RowType value_type = dim % 2 == 0 ? type : RowType::kF16;  // they may differ
@@ -190,7 +193,7 @@ TEST(SplitKernels, AttendIsExactToF32) {
     kernels.attend(call);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t from = all ? 0 : first[size_t(r)] + kTokens, to = all ? tokens : last[size_t(r)] + kTokens;
-      const Reference want(&q[size_t(r * dim)], dim, keys, values, from, to);
+      const Reference want(&q[size_t(r * dim)], dim, keys, values, from, to, type, value_type);
       const float* const sum = &sums[size_t(r * stride)];
       for (int64_t i = dim; i < stride; ++i) ASSERT_EQ(sum[i], kGuard);
       if (from == to) {

@@ -29,20 +29,28 @@ inline int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // ---- parts ----
 
-inline __m512 Top(__m512 x) {  // the upper eight bits of the significand
-  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(int(0xffff0000))));
+// The upper eight bits of the significand, cut off or rounded. Three parts make up an f32 either way; two are within
+// 2^-17 of it when they are rounded.
+template <bool kRound = false>
+inline __m512 Top(__m512 x) {
+  __m512i bits = _mm512_castps_si512(x);
+  if constexpr (kRound) bits = _mm512_add_epi32(bits, _mm512_set1_epi32(0x8000));
+  return _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(int(0xffff0000))));
 }
 
 struct F32Row {
   static constexpr int kBytes = 4, kParts = 3;
+  static constexpr bool kRound = false;
   static __m512 Load(const std::byte* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
 };
 struct F16Row {
   static constexpr int kBytes = 2, kParts = 2;
+  static constexpr bool kRound = true;  // halves what FewPairs leaves out
   static __m512 Load(const std::byte* p, __mmask16 mask) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p)); }
 };
 struct Bf16Row {
   static constexpr int kBytes = 2, kParts = 1;
+  static constexpr bool kRound = false;
   static __m512 Load(const std::byte* p, __mmask16 mask) {
     return VectorAvx512::WidenBf16(_mm256_maskz_loadu_epi16(mask, p));
   }
@@ -52,9 +60,11 @@ constexpr __mmask16 kAll = 0xffff;
 inline __mmask16 First(int64_t n) { return n >= 16 ? kAll : n <= 0 ? __mmask16(0) : __mmask16((1u << n) - 1); }
 
 // A part of 16 pairs a[i], b[i]: a row of a tile. What is left of a and b comes back in them.
+template <bool kRound = false>
 inline __m512i TakePairs(__m512& a, __m512& b) {
-  const __m512 top_a = Top(a), top_b = Top(b);
-  const __m512i row = _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(a), 16), _mm512_castps_si512(top_b));
+  const __m512 top_a = Top<kRound>(a), top_b = Top<kRound>(b);
+  const __m512i row =
+      _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(kRound ? top_a : a), 16), _mm512_castps_si512(top_b));
   a = _mm512_sub_ps(a, top_a), b = _mm512_sub_ps(b, top_b);
   return row;
 }
@@ -84,23 +94,39 @@ class Ahead {
 struct Pair {
   int page, other;
 };
-template <int kParts>
+template <int kPageParts>
 struct Pairs;
 template <>
 struct Pairs<3> {
+  static constexpr int kParts = 3;
   static constexpr Pair kAll[] = {{2, 0}, {1, 1}, {1, 0}, {0, 2}, {0, 1}, {0, 0}};
 };
 template <>
 struct Pairs<2> {
+  static constexpr int kParts = 2;
   static constexpr Pair kAll[] = {{1, 1}, {1, 0}, {0, 2}, {0, 1}, {0, 0}};
 };
 template <>
 struct Pairs<1> {
+  static constexpr int kParts = 1;
   static constexpr Pair kAll[] = {{0, 2}, {0, 1}, {0, 0}};
 };
+// Those above 2^-17 or so, a fiftieth of what an f16 is rounded by: three products instead of five.
+template <int kPageParts>
+struct FewPairs : Pairs<kPageParts> {};
+template <>
+struct FewPairs<2> {
+  static constexpr int kParts = 2;
+  static constexpr Pair kAll[] = {{1, 0}, {0, 1}, {0, 0}};
+};
+template <>
+struct FewPairs<1> {
+  static constexpr int kParts = 1;
+  static constexpr Pair kAll[] = {{0, 1}, {0, 0}};
+};
 
-template <int kParts>
-constexpr int64_t kBesides = int64_t(sizeof(Pairs<kParts>::kAll) / sizeof(Pair));
+template <class Products>
+constexpr int64_t kBesides = int64_t(sizeof(Products::kAll) / sizeof(Pair));
 
 // Where the tiles of one row of A tiles, or one column of B tiles, lie: [inner step][part].
 struct Strip {
@@ -114,7 +140,7 @@ struct Strip {
 // vectors work while tiles do, but only what stands within some fifty instructions of a product is begun before it is
 // done. (48 FMAs beside every four products: 9.8 us where products alone take 9.5 and FMAs 4.0; 288 beside every
 // 24: 13.4.)
-template <int kParts, bool kPageIsA, int kA, int kB, class Beside>
+template <class Products, bool kPageIsA, int kA, int kB, class Beside>
 inline void Block(const Strip (&a)[2], const Strip (&b)[2], int64_t steps, float* c, int64_t a_gap, int64_t b_gap,
                   Beside&& beside) {
   ZeroTile<0>();
@@ -125,7 +151,7 @@ inline void Block(const Strip (&a)[2], const Strip (&b)[2], int64_t steps, float
   for (int64_t s = 0; s < steps; ++s) {
     int held = -1;  // part of the page that is loaded
 #pragma GCC unroll 6
-    for (const Pair pair : Pairs<kParts>::kAll) {
+    for (const Pair pair : Products::kAll) {
       const int pa = kPageIsA ? pair.page : pair.other, pb = kPageIsA ? pair.other : pair.page;
       if (!kPageIsA || pair.page != held) {
         LoadTile<4>(a[0].Tile(s, pa), 64);
@@ -150,21 +176,22 @@ inline void Block(const Strip (&a)[2], const Strip (&b)[2], int64_t steps, float
 }
 
 // Strips i, i + 1 of a and j, j + 1 of b, all of them `steps` steps long; two_a, two_b: whether there are the second.
-template <int kParts, bool kPageIsA, class Beside>
+template <class Products, bool kPageIsA, class Beside>
 inline void BlockAt(const std::byte* a, int64_t i, bool two_a, const std::byte* b, int64_t j, bool two_b, int64_t steps,
                     float* c, int64_t a_gap, int64_t b_gap, Beside&& beside) {
-  constexpr int kAParts = kPageIsA ? kParts : kQueryParts, kBParts = kPageIsA ? kQueryParts : kParts;
+  constexpr int kAParts = kPageIsA ? Products::kParts : kQueryParts,
+                kBParts = kPageIsA ? kQueryParts : Products::kParts;
   const int64_t a_strip = steps * kAParts * kTile, b_strip = steps * kBParts * kTile;
   const Strip as[2] = {{a + i * a_strip, kAParts}, {a + (i + 1) * a_strip, kAParts}};
   const Strip bs[2] = {{b + j * b_strip, kBParts}, {b + (j + 1) * b_strip, kBParts}};
   if (two_a && two_b)
-    Block<kParts, kPageIsA, 2, 2>(as, bs, steps, c, a_gap, b_gap, beside);
+    Block<Products, kPageIsA, 2, 2>(as, bs, steps, c, a_gap, b_gap, beside);
   else if (two_a)
-    Block<kParts, kPageIsA, 2, 1>(as, bs, steps, c, a_gap, b_gap, beside);
+    Block<Products, kPageIsA, 2, 1>(as, bs, steps, c, a_gap, b_gap, beside);
   else if (two_b)
-    Block<kParts, kPageIsA, 1, 2>(as, bs, steps, c, a_gap, b_gap, beside);
+    Block<Products, kPageIsA, 1, 2>(as, bs, steps, c, a_gap, b_gap, beside);
   else
-    Block<kParts, kPageIsA, 1, 1>(as, bs, steps, c, a_gap, b_gap, beside);
+    Block<Products, kPageIsA, 1, 1>(as, bs, steps, c, a_gap, b_gap, beside);
 }
 
 // ---- pages ----
@@ -179,8 +206,8 @@ struct Packed {
 };
 constexpr int64_t kPieceRows = 8;
 
-// The next `pieces` pieces, at most, of a page of keys to A tiles [8 tiles of tokens][steps of dims][parts]; a row is 32
-// numbers of a token.
+// The next `pieces` pieces, at most, of a page of keys to A tiles [8 tiles of tokens][steps of dims][parts]; a row is
+// 32 numbers of a token.
 inline int64_t KeyPieces(int64_t dim) { return kTokens * Up(Up(dim, kInner), kPieceRows); }
 template <class K, bool kWhole>
 inline void PackKeysOf(const std::byte* k, int64_t dim, Packed& at, int64_t pieces, std::byte* tiles) {
@@ -194,7 +221,7 @@ inline void PackKeysOf(const std::byte* k, int64_t dim, Packed& at, int64_t piec
       __m512 a = K::Load(x, kWhole ? kAll : First(left)),
              b = K::Load(x + 16 * K::kBytes, kWhole ? kAll : First(left - 16));
 #pragma GCC unroll 3
-      for (int p = 0; p < K::kParts; ++p) _mm512_store_si512(to + p * kTile, TakePairs(a, b));
+      for (int p = 0; p < K::kParts; ++p) _mm512_store_si512(to + p * kTile, TakePairs<K::kRound>(a, b));
     }
     at.n = end;
     if (end == steps) at.n = 0, ++at.t;
@@ -223,7 +250,7 @@ inline void PackValuesOf(const std::byte* v, int64_t dim, Packed& at, int64_t pi
       const __mmask16 mask = kWhole ? kAll : First(dim - n * 16);
       __m512 a = K::Load(x, mask), b = K::Load(x + 16 * dim * K::kBytes, mask);
 #pragma GCC unroll 3
-      for (int part = 0; part < K::kParts; ++part) _mm512_store_si512(to + part * kTile, TakePairs(a, b));
+      for (int part = 0; part < K::kParts; ++part) _mm512_store_si512(to + part * kTile, TakePairs<K::kRound>(a, b));
     }
     at.n = end;
     if (end == dim_tiles) at.n = 0, at.t += 2;

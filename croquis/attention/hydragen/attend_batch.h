@@ -21,7 +21,8 @@ namespace croquis::attention {
 // the tree of shared pages make one product with its keys and values; the parts of an answer are merged by their
 // log-sum-exps in f32. So it is with rows of sinks and rings that sequences hold alike, each for itself, since they
 // were branched off later. What remains, a sequence reads alone. The results are those of AttendAndAppend but for the
-// order of sums, and do not depend on the number of threads. Errors: those of AttendAndAppend, with the number of the
+// order of sums (f16 and bf16 pages: and for queries and weights rounded to 17 bits, where tiles read them), and do not
+// depend on the number of threads. Errors: those of AttendAndAppend, with the number of the
 // sequence; a cache that comes twice; caches of different shapes. Nothing is appended then. When any of the caches is
 // edited, all are read one by one. options.causal makes no difference to a single token.
 Status AttendBatch(Executor& executor, std::span<kvcache::KvCache* const> caches, const AttendOptions& options,

@@ -108,11 +108,12 @@ void RollbackAll(std::span<KvCache* const> caches) {
 
 TEST(AttendBatch, RandomTreesAreWhatEachSequenceGetsAlone) {
   Executor executor(2);
-  // f32 is the bar; f16 is the same arithmetic on rounded rows. Codes are scored by integer products that do not depend
-  // on the number of rows, but a last bit of a weight may change how it is quantised: kernels are right to 2e-4 of the
-  // values' norm, and averaging leaves answers a few times smaller than the values.
+  // f32 is the bar; queries and weights that meet f16 rows have 17 bits, and logits here reach ten. Codes are scored by
+  // integer products that do not depend on the number of rows, but a last bit of a weight may change how it is
+  // quantised: kernels are right to 2e-4 of the values' norm, and averaging leaves answers a few times smaller than the
+  // values.
   const std::pair<const char*, double> methods[] = {
-      {"f32", 2e-6}, {"f16", 2e-6}, {"eden:bits=4", 1e-3}, {"kivi", 1e-3}};
+      {"f32", 2e-6}, {"f16", 2e-5}, {"eden:bits=4", 1e-3}, {"kivi", 1e-3}};
   const Stream random{17, Purpose("attend_batch.test")};
   uint64_t draw = 0, what = 0;
   for (const auto& [method, tolerance] : methods)

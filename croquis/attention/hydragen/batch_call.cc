@@ -22,11 +22,11 @@ namespace croquis::attention {
 namespace {
 
 constexpr int64_t kPage = codecs::kPageTokens;
-constexpr int64_t kBlockRows = 128;     // query rows that take a page together: enough to reuse an expanded page
-constexpr int64_t kTasks = 64;          // pieces that the pages of a call are cut into when they can be
-constexpr int64_t kFewRows = 8;         // query rows up to which memory is the limit; tasks then take several heads
+constexpr int64_t kBlockRows = 128;  // query rows that take a page together: enough to reuse an expanded page
+constexpr int64_t kTasks = 64;       // pieces that the pages of a call are cut into when they can be
+constexpr int64_t kFewRows = 8;      // query rows up to which memory is the limit; tasks then take several heads
 constexpr int64_t kLeastPages = 16;  // of a piece: filling a pipeline, writing and joining its states stay below 5 %
-constexpr int64_t kOwnPages = 8;        // pages of rows that a sequence reads along with its other rows
+constexpr int64_t kOwnPages = 8;     // pages of rows that a sequence reads along with its other rows
 constexpr int64_t kLittleWork = int64_t{1} << 17;      // products of numbers; waking workers would cost more
 constexpr int64_t kCheckedBytes = int64_t{256} << 20;  // working memory from which on the system is asked
 constexpr float kLog2e = std::numbers::log2e_v<float>;
