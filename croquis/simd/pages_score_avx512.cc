@@ -7,7 +7,10 @@ namespace {
 
 // kBlocks blocks of 16 tokens run together: each query broadcast (a load) feeds that many products, and few rows
 // still give the ten independent sums that hide vpdpbusd's latency.
-constexpr int TokenBlocks(int width, bool fine) { return width <= 2 ? 4 : width == 4 ? 2 : fine ? 1 : 2; }
+constexpr int TokenBlocks(int width, bool fine) {
+  if (width == 8) return fine ? 1 : 2;
+  return width == 4 && fine ? 2 : 4;
+}
 
 template <int F, int G, bool kFine, bool kRuns>
 void ScoreGroup(const ScoreArgs& a) {
@@ -16,7 +19,7 @@ void ScoreGroup(const ScoreArgs& a) {
   constexpr bool kAlternate = !kFine && G * kBlocks <= 8;
   const Tables<F> tables = MakeTables<F>(a.level, true);
   const int64_t block_bytes = int64_t(a.blocks) * kAtom;
-  Ahead ahead(a.next, 8 / kBlocks * a.blocks);
+  Ahead ahead(a.next, 8 * a.blocks);
   for (int tb = 0; tb < 8; tb += kBlocks) {
     const uint8_t* p = a.codes + tb * block_bytes;
     const int32_t* q = a.q;
@@ -40,9 +43,9 @@ void ScoreGroup(const ScoreArgs& a) {
       }
     };
     for (int block = 0; block < a.blocks; ++block, p += kAtom, q += 8 * kParts * G) {
-      ahead.Step();
       Unroll<8>([&](auto index) __attribute__((always_inline)) {
         constexpr int k = index.value;
+        if constexpr (k % (8 / kBlocks) == 0) ahead.Step();
         __m512i unit[kBlocks];
         CROQUIS_UNROLL for (int b = 0; b < kBlocks; ++b) unit[b] = Unit<F, k>(p + b * block_bytes, tables);
         CROQUIS_UNROLL for (int g = 0; g < G; ++g) {

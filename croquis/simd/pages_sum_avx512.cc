@@ -11,7 +11,8 @@ template <bool kSigned>
   return kSigned ? _mm512_dpbusd_epi32(acc, levels, weights) : _mm512_dpbusd_epi32(acc, weights, levels);
 }
 
-// kHalves 16-dim halves of a block starting at half `first`: 2, or 1 where two would not fit the registers.
+// kHalves 16-dim halves of blocks starting at half `first` of this one: 2, or 1 where two would not fit the registers,
+// or 4, those of the next block too, where registers are left: then each broadcast (a load) feeds as many products.
 template <int F, int G, bool kFine, bool kSigned, int kHalves, int first>
 [[gnu::always_inline]] inline void SumBlock(const SumArgs& a, const Tables<F>& tables, const uint8_t* p,
                                             const RunWeights& w, Ahead& ahead, float* acc) {
@@ -25,11 +26,16 @@ template <int F, int G, bool kFine, bool kSigned, int kHalves, int first>
   }
   for (int tb = 0; tb < 8; ++tb, p += kAtom) {
     if constexpr (first == 0) ahead.Step();
+    if constexpr (kHalves == 4) ahead.Step();
     Unroll<4>([&](auto index) __attribute__((always_inline)) {
       constexpr int k = index.value, kSum = k % kSums;
       __m512i unit[kHalves];
       unit[0] = Unit<F, 2 * k + first>(p, tables);
-      if constexpr (kHalves == 2) unit[1] = Unit<F, 2 * k + 1>(p, tables);
+      if constexpr (kHalves >= 2) unit[1] = Unit<F, 2 * k + 1>(p, tables);
+      if constexpr (kHalves == 4) {
+        unit[2] = Unit<F, 2 * k>(p + 8 * kAtom, tables);
+        unit[3] = Unit<F, 2 * k + 1>(p + 8 * kAtom, tables);
+      }
       CROQUIS_UNROLL for (int g = 0; g < G; ++g) {
         const __m512i h = Broadcast(&w.hi[g][tb * 16 + 4 * k]);
         CROQUIS_UNROLL for (int j = 0; j < kHalves; ++j) {
@@ -64,8 +70,14 @@ template <int F, int G, bool kFine, bool kSigned>
 void SumGroup(const SumArgs& a) {
   const Tables<F> tables = MakeTables<F>(a.level, kSigned);
   Ahead ahead(a.next, 8 * a.blocks);
+  constexpr int kBlock = 8 * 64 * BitsOf(F);
   const uint8_t* p = a.codes;
-  for (int block = 0; block < a.blocks; ++block, p += 8 * 64 * BitsOf(F)) {
+  int block = 0;
+  if constexpr (G == 4 && !kFine) {
+    for (; a.runs == 1 && block + 2 <= a.blocks; block += 2, p += 2 * kBlock)
+      SumBlock<F, G, kFine, kSigned, 4, 0>(a, tables, p, a.weights[0], ahead, a.acc + 32 * block);
+  }
+  for (; block < a.blocks; ++block, p += kBlock) {
     const RunWeights& w = a.weights[a.runs == 1 ? 0 : block];
     float* acc = a.acc + 32 * block;
     if constexpr (G == 8 && kFine) {
