@@ -14,7 +14,7 @@ namespace croquis::attention::hyper {
 struct Workspace;
 
 // Plans and memory of the last run, kept for one of the same shape: the layers of a model come one after the other, and
-// fresh pages cost 5 to 10 % of a run. At most 1 GiB is kept, until this is destroyed or a run of another shape begins.
+// fresh pages cost 5 to 7 % of a run. At most 1 GiB is kept, until this is destroyed or a run of another shape begins.
 class Scratch {
  public:
   Scratch();
