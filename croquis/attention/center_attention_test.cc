@@ -54,11 +54,11 @@ TEST(CenterScore, MatchesTheDefinition) {
       kvcache::HeadView head;
       head.sinks = 4, head.center = &center, head.rope = &table;
       const Matrix<float> q = testing::Rows(1, 0, rows, d);
-      Buffer memory(CenterScore::Bytes(rows, d));
+      Buffer memory(CenterScore::Bytes(d));
       const int64_t first = 900, last = 940;
       Buffer query_memory(CenterQuery::Bytes(rows, d));
       const CenterQuery query(head, q.View().Rows(0, rows), query_memory.data());
-      CenterScore score(head, query, first, last, memory.data());
+      CenterScore score(head, query, first, memory.data());
       Matrix<float> logits(rows, 128);
       for (int64_t page = first; page < last; page += page % 3 + 1) {
         for (int64_t i = 0; i < rows * 128; ++i) logits.data()[i] = 1.f;

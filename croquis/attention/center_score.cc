@@ -1,6 +1,7 @@
 #include "croquis/attention/center_score.h"
 
 #include <algorithm>
+#include <complex>
 #include <cstring>
 
 #include "croquis/attention/workspace.h"
@@ -8,14 +9,13 @@
 
 namespace croquis::attention {
 namespace {
-constexpr int64_t kPage = codecs::kPageTokens;
+constexpr int64_t kPage = codecs::kPageTokens, kHalf = kPage / 2;
+constexpr int64_t kRows = 4;         // query rows whose halves go through a kernel together
+constexpr int64_t kMostPairs = 128;  // head_dim 256
 }  // namespace
 
-// 64 rows of 128 sums are 32 KiB: they stay in the first-level cache's neighbourhood until they are used.
-int64_t CenterScore::Batch(int64_t rows) { return std::max<int64_t>(1, 64 / rows); }
-
 size_t CenterQuery::Bytes(int64_t rows, int64_t head_dim) {
-  return Round64(size_t(rows * head_dim) * 4) + Round64(size_t(rows) * 4) + size_t(head_dim) * kPage * 4;
+  return Round64(size_t(rows * head_dim) * 4) + Round64(size_t(rows) * 4) + size_t(head_dim / 2 * kHalf) * 4;
 }
 
 CenterQuery::CenterQuery(const kvcache::HeadView& head, MatView<const float> q, std::byte* memory) : rows(q.rows) {
@@ -23,14 +23,10 @@ CenterQuery::CenterQuery(const kvcache::HeadView& head, MatView<const float> q, 
   const kvcache::RopeTable& rope = *head.rope;
   turning = center.Turning(rope);
   Pieces pieces(memory);
-  table = pieces.Take<float>(size_t(2 * turning * kPage));
+  waves = pieces.Take<float>(size_t(turning * kHalf));
   still = pieces.Take<float>(size_t(rows));
   z = pieces.Take<float>(size_t(rows * 2 * turning));
-  for (int64_t s = 0; s < turning; ++s) {
-    const int64_t pair = center.pair[size_t(s)];
-    std::memcpy(table + s * kPage, rope.Cos(pair), kPage * 4);
-    std::memcpy(table + (turning + s) * kPage, rope.MinusSin(pair), kPage * 4);
-  }
+  for (int64_t s = 0; s < turning; ++s) std::memcpy(waves + s * kHalf, rope.Waves(center.pair[size_t(s)]), kHalf * 4);
   for (int64_t r = 0; r < rows; ++r) {
     float* to = z + r * 2 * turning;
     still[r] = 0;
@@ -47,57 +43,54 @@ CenterQuery::CenterQuery(const kvcache::HeadView& head, MatView<const float> q, 
   }
 }
 
-size_t CenterScore::Bytes(int64_t rows, int64_t head_dim) {
-  const size_t batch = size_t(Batch(rows) * rows);
-  return Round64(batch * size_t(head_dim) * 4) + batch * kPage * 4 +
-         2 * Round64(size_t(head_dim) / 2 * sizeof(std::complex<double>));
-}
+size_t CenterScore::Bytes(int64_t head_dim) { return 6 * Round64(size_t(head_dim / 2) * sizeof(double)); }
 
-CenterScore::CenterScore(const kvcache::HeadView& head, const CenterQuery& query, int64_t first_page, int64_t last_page,
-                         std::byte* memory)
-    : query_(query), last_page_(last_page), begin_(first_page), end_(first_page) {
+CenterScore::CenterScore(const kvcache::HeadView& head, const CenterQuery& query, int64_t first_page, std::byte* memory)
+    : query_(query), page_(first_page) {
   const kvcache::RopeTable& rope = *head.rope;
-  const size_t batch = size_t(Batch(query.rows) * query.rows), phases = size_t(query.turning);
   Pieces pieces(memory);
-  coefficients_ = pieces.Take<float>(batch * 2 * phases);
-  sums_ = pieces.Take<float>(batch * kPage);
-  phase_ = pieces.Take<std::complex<double>>(phases);
-  step_ = pieces.Take<std::complex<double>>(phases);
+  for (Phase* p : {&phase_[0], &phase_[1], &step_})
+    p->re = pieces.Take<double>(size_t(query.turning)), p->im = pieces.Take<double>(size_t(query.turning));
+  const double middle = double(head.sinks + kPage * first_page) + double(kHalf - 1) / 2;
   for (int64_t s = 0; s < query.turning; ++s) {
     const int64_t pair = head.center->pair[size_t(s)];
-    phase_[s] = std::polar(1.0, rope.Frequency(pair) * double(head.sinks + kPage * first_page));
-    step_[s] = rope.Step(pair);
+    const auto phase = std::polar(1.0, rope.Frequency(pair) * middle), step = rope.Step(pair);
+    phase_[0].re[s] = phase.real(), phase_[0].im[s] = phase.imag();
+    step_.re[s] = step.real(), step_.im[s] = step.imag();
   }
+  Turn(phase_[0], phase_[1]);
 }
 
-void CenterScore::Fill() {
-  begin_ = end_;
-  end_ = std::min(last_page_, begin_ + Batch(query_.rows));
-  const int64_t n = query_.turning, rows = query_.rows;
-  for (int64_t page = begin_; page < end_; ++page) {
-    alignas(64) float c[128], s[128];
-    for (int64_t i = 0; i < n; ++i) {
-      c[i] = float(phase_[i].real()), s[i] = float(phase_[i].imag());
-      const double re = phase_[i].real() * step_[i].real() - phase_[i].imag() * step_[i].imag();
-      const double im = phase_[i].real() * step_[i].imag() + phase_[i].imag() * step_[i].real();
-      phase_[i] = {re, im};
-    }
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t row = (page - begin_) * rows + r;
-      const float* __restrict z = query_.z + r * 2 * n;
-      float* __restrict out = coefficients_ + row * 2 * n;
-      for (int64_t i = 0; i < n; ++i) out[i] = z[i] * c[i] - z[n + i] * s[i];
-      for (int64_t i = 0; i < n; ++i) out[n + i] = z[i] * s[i] + z[n + i] * c[i];
-      std::fill_n(sums_ + row * kPage, kPage, query_.still[r]);
-    }
+void CenterScore::Turn(const Phase& by, const Phase& to) const {
+  for (int64_t s = 0; s < query_.turning; ++s) {
+    const double re = by.re[s] * step_.re[s] - by.im[s] * step_.im[s];
+    const double im = by.re[s] * step_.im[s] + by.im[s] * step_.re[s];
+    to.re[s] = re, to.im[s] = im;
   }
-  simd::Dense().small_gemm(coefficients_, 2 * n, query_.table, kPage, sums_, kPage, (end_ - begin_) * rows, kPage,
-                           2 * n);
 }
 
 void CenterScore::Add(int64_t page, float* logits) {
-  while (page >= end_) Fill();
-  simd::Dense().add(sums_ + (page - begin_) * query_.rows * kPage, query_.rows * kPage, logits);
+  for (; page_ < page; ++page_) {
+    Turn(phase_[1], phase_[0]);
+    Turn(phase_[0], phase_[1]);
+  }
+  const int64_t n = query_.turning;
+  alignas(64) float re[2][kMostPairs], im[2][kMostPairs];
+  for (int half = 0; half < 2; ++half)
+    for (int64_t s = 0; s < n; ++s) re[half][s] = float(phase_[half].re[s]), im[half][s] = float(phase_[half].im[s]);
+  alignas(64) float turned[2 * kRows * 2 * kMostPairs], still[2 * kRows];
+  for (int64_t first = 0; first < query_.rows; first += kRows) {
+    const int64_t rows = std::min(kRows, query_.rows - first);
+    for (int64_t row = 0; row < 2 * rows; ++row) {
+      const float* __restrict z = query_.z + (first + row / 2) * 2 * n;
+      const float* __restrict c = re[row % 2], * __restrict w = im[row % 2];
+      float* __restrict to = turned + row * 2 * n;
+      for (int64_t s = 0; s < n; ++s) to[s] = z[s] * c[s] - z[n + s] * w[s];
+      for (int64_t s = 0; s < n; ++s) to[n + s] = z[s] * w[s] + z[n + s] * c[s];
+      still[row] = query_.still[first + row / 2];
+    }
+    simd::Dense().add_waves(turned, still, 2 * rows, query_.waves, n, logits + first * kPage);
+  }
 }
 
 }  // namespace croquis::attention

@@ -84,7 +84,7 @@ StreamState StreamState::At(std::byte* memory, int64_t rows, int64_t width) {
 
 size_t Stream::Bytes(const kvcache::HeadView& head, int64_t rows, int64_t head_dim) {
   return Round64(size_t(rows) * 4) + Round64(size_t(rows) * sizeof(Slots)) +
-         (head.center ? CenterScore::Bytes(rows, head_dim) : 0);
+         (head.center ? CenterScore::Bytes(head_dim) : 0);
 }
 
 size_t Stream::SharedBytes(const kvcache::HeadView& head, int64_t rows) {
@@ -174,7 +174,7 @@ void Stream::Pages(std::span<Stream> streams, int64_t begin, int64_t end) {
   if (begin >= end) return;
   const simd::PageScope scope;
   for (Stream& s : streams)
-    if (s.query_.center_) s.center_.emplace(s.query_.head_, *s.query_.center_, begin, end, s.center_memory_);
+    if (s.query_.center_) s.center_.emplace(s.query_.head_, *s.query_.center_, begin, s.center_memory_);
   // Streams are dealt with in groups; while one is, the pages of the next are prefetched.
   const size_t n = streams.size();
   const auto of_group = [&](size_t g) { return streams.subspan(g, std::min(kGroup, n - g)); };

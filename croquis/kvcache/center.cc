@@ -14,19 +14,25 @@ RopeTable::RopeTable(const RopeInfo& rope, int64_t head_dim)
     : pairs_(head_dim / 2),
       interleaved_(rope.interleaved),
       frequency_(rope.inv_freq),
-      rows_(2 * int64_t(rope.inv_freq.size()), kPage) {
+      rows_(2 * int64_t(rope.inv_freq.size()), kPage),
+      waves_(int64_t(rope.inv_freq.size()), kPage / 2) {
   for (int64_t i = 0; i < turning(); ++i) {
     for (int64_t delta = 0; delta < kPage; ++delta) {
       const double angle = frequency_[size_t(i)] * double(delta);
       rows_.Row(2 * i)[delta] = float(std::cos(angle));
       rows_.Row(2 * i + 1)[delta] = float(-std::sin(angle));
     }
-    step_.push_back(std::polar(1.0, frequency_[size_t(i)] * double(kPage)));
+    for (int64_t b = 0; b < kPage / 4; ++b) {
+      const double angle = frequency_[size_t(i)] * (double(b) + 0.5);
+      waves_.Row(i)[b] = float(std::cos(angle));
+      waves_.Row(i)[kPage / 4 + b] = float(std::sin(angle));
+    }
+    step_.push_back(std::polar(1.0, frequency_[size_t(i)] * double(kPage / 2)));
   }
 }
 
 int64_t RopeTable::Bytes(const RopeInfo& rope, int64_t) {
-  return int64_t(rope.inv_freq.size()) * (2 * kPage * int64_t(sizeof(float)) + 3 * int64_t(sizeof(double)));
+  return int64_t(rope.inv_freq.size()) * (5 * kPage / 2 * int64_t(sizeof(float)) + 3 * int64_t(sizeof(double)));
 }
 
 int64_t Center::Turning(const RopeTable& table) const {

@@ -36,7 +36,10 @@ class RopeTable {
   // cos(w delta) and -sin(w delta) for delta in [0, 128), of a turning pair.
   const float* Cos(int64_t pair) const { return rows_.Row(2 * pair); }
   const float* MinusSin(int64_t pair) const { return rows_.Row(2 * pair + 1); }
-  // e^{i 128 w}: from one page to the next.
+  // cos(w (b + 1/2)) for b in [0, 32), then sin(w (b + 1/2)), of a turning pair: from the middle of 64 positions
+  // outwards.
+  const float* Waves(int64_t pair) const { return waves_.Row(pair); }
+  // e^{i 64 w}: from one half of a page to the next.
   std::complex<double> Step(int64_t pair) const { return step_[size_t(pair)]; }
   // Bytes of the table for a head of `head_dim` under `rope`.
   static int64_t Bytes(const RopeInfo& rope, int64_t head_dim);
@@ -46,7 +49,7 @@ class RopeTable {
   bool interleaved_;
   std::vector<double> frequency_;
   std::vector<std::complex<double>> step_;
-  Matrix<float> rows_;
+  Matrix<float> rows_, waves_;
 };
 
 // What is removed from one head: the pairs kept and mu on them, rounded to f16 first so that encoding and the

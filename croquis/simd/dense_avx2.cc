@@ -68,12 +68,14 @@ struct V : VectorAvx2 {
 };
 
 #include "croquis/simd/dense_inl.h"
+#include "croquis/simd/dense_waves_inl.h"
 
 }  // namespace
 
 const DenseKernels& DenseAvx2() {
-  static constexpr DenseKernels kKernels = {"avx2",    Target::kAvx2, ScoreRows, AccumulateRows, SoftmaxTiles,
-                                            Exp2Tiles, ScaleInPlace,  AddTo,     AllBelow,       SmallGemm};
+  static constexpr DenseKernels kKernels = {"avx2",       Target::kAvx2, ScoreRows,    AccumulateRows,
+                                            SoftmaxTiles, Exp2Tiles,     ScaleInPlace, AddWaves,
+                                            AddTo,        AllBelow,      SmallGemm};
   return kKernels;
 }
 

@@ -70,12 +70,14 @@ struct V : VectorAvx512 {
 };
 
 #include "croquis/simd/dense_inl.h"
+#include "croquis/simd/dense_waves_inl.h"
 
 }  // namespace
 
 const DenseKernels& DenseAvx512() {
-  static constexpr DenseKernels kKernels = {"avx512",  Target::kAvx512, ScoreRows, AccumulateRows, SoftmaxTiles,
-                                            Exp2Tiles, ScaleInPlace,    AddTo,     AllBelow,       SmallGemm};
+  static constexpr DenseKernels kKernels = {"avx512",     Target::kAvx512, ScoreRows,    AccumulateRows,
+                                            SoftmaxTiles, Exp2Tiles,       ScaleInPlace, AddWaves,
+                                            AddTo,        AllBelow,        SmallGemm};
   return kKernels;
 }
 

@@ -32,11 +32,17 @@ struct DenseKernels {
   void (*exp2_tiles)(float* x, int64_t stride, int64_t rows, int64_t n, const float* at, float* sum);
   // x[i] *= s for i < n.
   void (*scale)(float* x, int64_t n, float s);
+  // Adds sums of waves to rows of 64 numbers, each given by its value re and its slope im in their middle: for b in
+  // [0, 32) x[row * 64 + 32 + b] += still[row] + A - B and x[row * 64 + 31 - b] += still[row] + A + B, with
+  // A = sum_s re[s] waves[s * 64 + b], B = sum_s im[s] waves[s * 64 + 32 + b] over s < n; re = z + row * 2 n, im =
+  // re + n. Where waves are cos(w (b + 1/2)) and sin(w (b + 1/2)) this is Re sum_s (re + i im) e^{i w (t - 31.5)} in
+  // half the products.
+  void (*add_waves)(const float* z, const float* still, int64_t rows, const float* waves, int64_t n, float* x);
   // y[i] += x[i].
   void (*add)(const float* x, int64_t n, float* y);
   // False when any x is NaN, infinite or of magnitude above `limit`.
   bool (*all_below)(const float* x, int64_t n, float limit);
-  // c[m][n] += a[m][k] * b[k][n], row-major f32; the small product of the centring correction (k <= 512, n = 128).
+  // c[m][n] += a[m][k] * b[k][n], row-major f32, for small products.
   void (*small_gemm)(const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, int64_t m,
                      int64_t n, int64_t k);
 };

@@ -247,6 +247,35 @@ TEST_P(DenseTest, SoftmaxOfMaskedTiles) {
   }
 }
 
+// Against Re sum_s (re + i im) e^{i w (t - 31.5)} in double.
+TEST_P(DenseTest, SumsOfWaves) {
+  for (const int64_t rows : {1, 2, 3, 4, 5, 8, 11})
+    for (const int64_t n : {0, 1, 3, 16, 64}) {
+      const std::vector<float> z = Gaussians(rows * 2 * n, 16), still = Gaussians(rows, 17);
+      std::vector<float> waves(size_t(n * 64)), x = Gaussians(rows * 64 + 1, 18);
+      const auto frequency = [](int64_t s) { return std::pow(0.8, double(s)); };
+      for (int64_t s = 0; s < n; ++s)
+        for (int64_t b = 0; b < 32; ++b) {
+          waves[size_t(s * 64 + b)] = float(std::cos(frequency(s) * (double(b) + 0.5)));
+          waves[size_t(s * 64 + 32 + b)] = float(std::sin(frequency(s) * (double(b) + 0.5)));
+        }
+      const std::vector<float> before = x;
+      kernels_.add_waves(z.data(), still.data(), rows, waves.data(), n, x.data());
+      EXPECT_EQ(x.back(), before.back());
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t t = 0; t < 64; ++t) {
+          double want = double(before[size_t(r * 64 + t)]) + double(still[size_t(r)]), size = 1;
+          for (int64_t s = 0; s < n; ++s) {
+            const double angle = frequency(s) * (double(t) - 31.5);
+            const double re = double(z[size_t(r * 2 * n + s)]), im = double(z[size_t(r * 2 * n + n + s)]);
+            want += re * std::cos(angle) - im * std::sin(angle);
+            size += std::fabs(re) + std::fabs(im);
+          }
+          ASSERT_NEAR(x[size_t(r * 64 + t)], want, 1e-6 * size) << rows << " rows, " << n << " waves at " << t;
+        }
+    }
+}
+
 TEST_P(DenseTest, ScalesAndAdds) {
   for (const int64_t n : {0, 1, 7, 8, 9, 16, 33, 128}) {
     const std::vector<float> x = Gaussians(n, 10);

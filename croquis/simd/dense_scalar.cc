@@ -107,6 +107,19 @@ void Add(const float* x, int64_t n, float* y) {
   for (int64_t i = 0; i < n; ++i) y[i] += x[i];
 }
 
+void AddWaves(const float* z, const float* still, int64_t rows, const float* waves, int64_t n, float* x) {
+  for (int64_t r = 0; r < rows; ++r, z += 2 * n, x += 64)
+    for (int64_t b = 0; b < 32; ++b) {
+      float even = still[r], odd = 0;
+      for (int64_t s = 0; s < n; ++s) {
+        even += z[s] * waves[s * 64 + b];
+        odd += z[n + s] * waves[s * 64 + 32 + b];
+      }
+      x[32 + b] += even - odd;
+      x[31 - b] += even + odd;
+    }
+}
+
 bool AllBelow(const float* x, int64_t n, float limit) {
   const float bound = std::min(limit, std::numeric_limits<float>::max());
   for (int64_t i = 0; i < n; ++i)
@@ -126,8 +139,9 @@ void SmallGemm(const float* a, int64_t lda, const float* b, int64_t ldb, float* 
 }  // namespace
 
 const DenseKernels& DenseScalar() {
-  static constexpr DenseKernels kKernels = {"scalar",  Target::kScalar, ScoreRows, AccumulateRows, SoftmaxTiles,
-                                            Exp2Tiles, Scale,           Add,       AllBelow,       SmallGemm};
+  static constexpr DenseKernels kKernels = {"scalar",     Target::kScalar, ScoreRows, AccumulateRows,
+                                            SoftmaxTiles, Exp2Tiles,       Scale,     AddWaves,
+                                            Add,          AllBelow,        SmallGemm};
   return kKernels;
 }
 

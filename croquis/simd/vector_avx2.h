@@ -55,6 +55,8 @@ struct VectorAvx2 {
     return _mm256_mul_ps(x, _mm256_castsi256_ps(e));
   }
 
+  // Lanes the other way round.
+  static F Reverse(F x) { return _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(7, 6, 5, 4, 3, 2, 1, 0)); }
   // y[i] lane t = x[t] lane i; y may be x.
   static void Transpose(const F* x, F* y) {
     F a[8], b[8];

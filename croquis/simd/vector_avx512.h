@@ -42,6 +42,10 @@ struct VectorAvx512 {
   // x * 2^n for an integral n.
   static F Ldexp(F x, F n) { return _mm512_scalef_ps(x, n); }
 
+  // Lanes the other way round.
+  static F Reverse(F x) {
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), x);
+  }
   // y[i] lane t = x[t] lane i; y may be x.
   static void Transpose(const F* x, F* y) {
     F a[16], b[16];
