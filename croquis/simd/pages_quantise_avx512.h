@@ -61,12 +61,12 @@ inline void StoreBytes(const __m512i* v, uint8_t* hi, uint8_t* lo) {
 template <bool kFine, bool kSigned>
 inline float QuantiseRow(const float* p, const __m512* scale, uint8_t* hi, uint8_t* lo, int32_t* total) {
   constexpr float kTop = kFine ? (kSigned ? 32639.f : 65535.f) : (kSigned ? 127.f : 255.f);
-  __m512 w[8], max = _mm512_setzero_ps();
+  __m512 w[8], max[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
   CROQUIS_UNROLL for (int i = 0; i < 8; ++i) {
     w[i] = _mm512_mul_ps(_mm512_loadu_ps(p + 16 * i), scale[i]);
-    max = _mm512_max_ps(kSigned ? _mm512_abs_ps(w[i]) : w[i], max);
+    max[i % 2] = _mm512_max_ps(kSigned ? _mm512_abs_ps(w[i]) : w[i], max[i % 2]);
   }
-  const float top = _mm512_reduce_max_ps(max);
+  const float top = _mm512_reduce_max_ps(_mm512_max_ps(max[0], max[1]));
   const __m512 inverse = _mm512_set1_ps(top < kTiny ? 0.f : kTop / top);
   __m512i v[8], sum = _mm512_setzero_si512();
   CROQUIS_UNROLL for (int i = 0; i < 8; ++i) {

@@ -17,7 +17,7 @@ namespace croquis::simd {
 namespace {
 
 constexpr std::array<std::string_view, 5> kNames = {"scalar", "avx2", "avxvnni", "avx512", "amx"};
-constexpr int kNotForced = -1;
+constexpr int kUnknown = -1;
 
 #if defined(__x86_64__)
 struct CpuidLeaf {
@@ -95,17 +95,16 @@ Result<Target> Find(std::string_view name) {
   return InvalidArgument("unknown instruction set '" + std::string(name) + "'; use one of: " + reachable);
 }
 
-int FromEnvironment() {
+// The environment's choice, or else the best; VerifyForced tells of the environment's errors.
+Target Default() {
   const char* env = std::getenv("CROQUIS_SIMD");
-  if (env == nullptr || *env == '\0') return kNotForced;
-  const auto target = Find(env);
-  return target ? int(*target) : kNotForced;  // VerifyForced tells of the error
+  if (env != nullptr && *env != '\0')
+    if (const auto target = Find(env)) return *target;
+  return Reachable().back();
 }
 
-std::atomic<int>& Forced() {
-  static std::atomic<int> forced{FromEnvironment()};
-  return forced;
-}
+// What Active returns once it has been asked or told: kernels are looked up several times a page.
+constinit std::atomic<int> active{kUnknown};
 
 }  // namespace
 
@@ -117,17 +116,19 @@ std::span<const Target> Reachable() {
 }
 
 Target Active() {
-  const int forced = Forced().load(std::memory_order_relaxed);
-  return forced == kNotForced ? Reachable().back() : Target(forced);
+  int target = active.load(std::memory_order_relaxed);
+  // Force may have come between: its choice stays.
+  if (target == kUnknown && active.compare_exchange_strong(target, int(Default()))) return Default();
+  return Target(target);
 }
 
 Status Force(std::string_view name) {
   if (name.empty()) {
-    Forced().store(kNotForced, std::memory_order_relaxed);
+    active.store(int(Default()), std::memory_order_relaxed);
     return {};
   }
   CROQUIS_TRY(const Target target, Find(name));
-  Forced().store(int(target), std::memory_order_relaxed);
+  active.store(int(target), std::memory_order_relaxed);
   return {};
 }
 
