@@ -107,60 +107,70 @@ class Attention {
     PackNext(first_values, pack_values_);
     // The products of unit u beside the weights of the one before; then that one's sums beside the maxima of unit u and
     // packing. The first and last time one of the two stands alone.
-    const int64_t units = call_.pages * groups_;
-    for (int64_t u = 0; u <= units; ++u) {
-      if (u < units && u % groups_ == 0) Ask(u / groups_ + 2);
-      Scores(u < units ? u : -1, u - 1);
-      Sums(u - 1, u < units ? u : -1);
+    Unit before;
+    for (int64_t page = 0; page < call_.pages; ++page) {
+      Ask(page + 2);
+      for (int64_t group = 0; group < groups_; ++group) {
+        const Unit unit = {page, group * 2, Min(2, layout_.tiles - group * 2), 1 - before.parity};
+        Scores(unit, before);
+        Sums(before, unit);
+        before = unit;
+      }
     }
+    Scores({}, before);
+    Sums(before, {});
     Flush(4);
     MoveState<true>();
   }
 
  private:
-  int64_t Page(int64_t unit) const { return unit / groups_; }
-  int64_t Tile(int64_t unit) const { return unit % groups_ * 2; }  // its first tile of rows
-  int64_t TilesOf(int64_t unit) const { return unit < 0 ? 0 : Min(2, layout_.tiles - Tile(unit)); }
+  // Its tiles of rows from `tile` on: one or two, or 0: no unit. Those that follow each other differ in parity. (Worked
+  // out once: divisions beside the products held them up.)
+  struct Unit {
+    int64_t page = 0, tile = 0, tiles = 0, parity = 1;
+    bool none() const { return tiles == 0; }
+    bool begins_page() const { return tile == 0; }
+  };
 
-  // ---- products; a unit of -1 is none ----
+  // ---- products ----
 
   // The logits of `unit`, the weights of `before`.
-  void Scores(int64_t unit, int64_t before) {
-    Share weights(TilesOf(before) * kTokenSteps * kWeightPieces, unit < 0 ? 1 : score_turns_);
+  void Scores(const Unit& unit, const Unit& before) {
+    Share weights(before.tiles * kTokenSteps * kWeightPieces, unit.none() ? 1 : score_turns_);
     const auto beside = [&] {
       Flush(1);
       ahead_.Step();
       for (int64_t p = weights.begin(), end = weights.Next(); p < end; ++p) WeightPiece(before, p);
     };
-    if (unit < 0) return beside();
-    const std::byte* const keys = keys_[Page(unit) % 2];
-    const std::byte* const query = call_.query + Tile(unit) * steps_ * kQueryParts * kTile;
+    if (unit.none()) return beside();
+    const std::byte* const keys = keys_[unit.page % 2];
+    const std::byte* const query = call_.query + unit.tile * steps_ * kQueryParts * kTile;
     for (int64_t i = 0; i < kTokenTiles; i += 2)
-      BlockAt<KeyProducts, true>(keys, i, true, query, 0, TilesOf(unit) > 1, steps_, logits_[unit % 2] + i * kNumbers,
+      BlockAt<KeyProducts, true>(keys, i, true, query, 0, unit.tiles > 1, steps_, logits_[unit.parity] + i * kNumbers,
                                  kNumbers, kTokenTiles * kNumbers, beside);
   }
 
   // The sums of `unit`; the maxima of `scored` and, while it has its turn, its share of packing.
-  void Sums(int64_t unit, int64_t scored) {
-    Share maxima(TilesOf(scored) * kMaximumPieces, sum_turns_);
+  void Sums(const Unit& unit, const Unit& scored) {
+    Share maxima(scored.tiles * kMaximumPieces, sum_turns_);
     // A page's keys are packed while the groups of the page before have their logits' maxima taken (the first time, in
     // one turn), its values while they are summed.
-    if (scored >= 0 && scored % groups_ == 0)
-      keys_next_ = NextPage(Page(scored) + 1, call_.keys, KeyPieces(dim_), groups_ * sum_turns_, keys_);
-    if (unit >= 0 && unit % groups_ == 0)
-      values_next_ = NextPage(Page(unit) + 1, call_.values, ValuePieces(dim_), groups_ * sum_turns_, values_);
+    if (!scored.none() && scored.begins_page())
+      keys_next_ = NextPage(scored.page + 1, call_.keys, KeyPieces(dim_), groups_ * sum_turns_, keys_);
+    if (!unit.none() && unit.begins_page())
+      values_next_ = NextPage(unit.page + 1, call_.values, ValuePieces(dim_), groups_ * sum_turns_, values_);
     const auto beside = [&] {
       Flush(1);
       ahead_.Step();
       for (int64_t p = maxima.begin(), end = maxima.Next(); p < end; ++p) MaximumPiece(scored, p);
-      if (scored >= 0) PackNext(keys_next_, pack_keys_);
-      if (unit >= 0) PackNext(values_next_, pack_values_);
+      if (!scored.none()) PackNext(keys_next_, pack_keys_);
+      if (!unit.none()) PackNext(values_next_, pack_values_);
     };
-    for (int64_t i = 0; unit < 0 && i < sum_turns_; ++i) beside();
-    if (unit < 0) return;
+    for (int64_t i = 0; unit.none() && i < sum_turns_; ++i) beside();
+    if (unit.none()) return;
     for (int64_t d = 0; d < layout_.dim_tiles; d += 2) {
       float* const c = products_[d / 2 % 2];
-      BlockAt<ValueProducts, false>(parts_, 0, TilesOf(unit) > 1, values_[Page(unit) % 2], d, d + 1 < layout_.dim_tiles,
+      BlockAt<ValueProducts, false>(parts_, 0, unit.tiles > 1, values_[unit.page % 2], d, d + 1 < layout_.dim_tiles,
                                     kTokenSteps, c, 2 * kNumbers, kNumbers, beside);
       Flush(4);
       waiting_ = {c, unit, d, 0};
@@ -192,8 +202,8 @@ class Attention {
   void Flush(int64_t tiles) {
     for (; tiles > 0 && waiting_.at < 4; ++waiting_.at) {
       const int64_t i = waiting_.at / 2, dim_tile = waiting_.dim_tile + waiting_.at % 2;
-      if (i >= TilesOf(waiting_.unit) || dim_tile >= layout_.dim_tiles) continue;
-      AddTile(waiting_.products + waiting_.at * kNumbers, Tile(waiting_.unit) + i, waiting_.unit % 2, dim_tile);
+      if (i >= waiting_.unit.tiles || dim_tile >= layout_.dim_tiles) continue;
+      AddTile(waiting_.products + waiting_.at * kNumbers, waiting_.unit.tile + i, waiting_.unit.parity, dim_tile);
       --tiles;
     }
   }
@@ -209,11 +219,11 @@ class Attention {
 
   // A quarter of a row tile's 128 tokens each. The last one moves the maxima on.
   static constexpr int64_t kMaximumPieces = 4;
-  [[gnu::noinline]] void MaximumPiece(int64_t unit, int64_t piece) {
+  [[gnu::noinline]] void MaximumPiece(const Unit& unit, int64_t piece) {
     const int64_t i = piece / kMaximumPieces, quarter = piece % kMaximumPieces;
-    const int64_t row = (Tile(unit) + i) * kRowTile, first = quarter * (kTokens / kMaximumPieces);
-    float* const x = logits_[unit % 2] + (i * kTokens + first) * 16;
-    if (call_.first != nullptr) Mask(x, row, Page(unit) * kTokens + first);
+    const int64_t row = (unit.tile + i) * kRowTile, first = quarter * (kTokens / kMaximumPieces);
+    float* const x = logits_[unit.parity] + (i * kTokens + first) * 16;
+    if (call_.first != nullptr) Mask(x, row, unit.page * kTokens + first);
     __m512 m[4];
     m[0] = quarter == 0 ? V::Set(kMasked) : V::Load(of_.top + row), m[1] = m[2] = m[3] = m[0];
 #pragma GCC unroll 32
@@ -222,7 +232,7 @@ class Attention {
     if (quarter + 1 < kMaximumPieces) return V::Store(of_.top + row, top);
     const __m512 old = V::Load(of_.max + row), now = V::Max(top, old), down = Exp2(V::Sub(old, now));
     V::Store(of_.max + row, now);
-    V::Store(of_.down[unit % 2] + row, down);
+    V::Store(of_.down[unit.parity] + row, down);
     V::Store(of_.mass + row, V::Mul(V::Load(of_.mass + row), down));
     // Everything masked: far above it, so that all weights are zero.
     const __mmask16 none = _mm512_cmp_ps_mask(now, V::Set(kMasked / 2), _CMP_LE_OQ);
@@ -243,14 +253,14 @@ class Attention {
   // 32 tokens of 16 rows: for each half, twice the weights of eight tokens, which are then turned around; at last,
   // twice eight rows cut into parts.
   static constexpr int64_t kWeightPieces = 8, kAtOnce = 8;
-  void WeightPiece(int64_t unit, int64_t piece) {
+  void WeightPiece(const Unit& unit, int64_t piece) {
     const int64_t i = piece / (kTokenSteps * kWeightPieces), step = piece / kWeightPieces % kTokenSteps;
     const int64_t n = piece % kWeightPieces;
     if (n >= 6) return WeightParts((n - 6) * kAtOnce, parts_ + (i * kTokenSteps + step) * kQueryParts * kTile);
     const int64_t half = n / 3, third = n % 3;
     if (third == 2) return Turn(weights_[half]);
-    const float* const x = logits_[unit % 2] + (i * kTokenTiles + step * 2 + half) * kNumbers;
-    SomeWeights(x + third * kAtOnce * 16, (Tile(unit) + i) * kRowTile, weights_[half] + third * kAtOnce * 16);
+    const float* const x = logits_[unit.parity] + (i * kTokenTiles + step * 2 + half) * kNumbers;
+    SomeWeights(x + third * kAtOnce * 16, (unit.tile + i) * kRowTile, weights_[half] + third * kAtOnce * 16);
   }
   [[gnu::noinline]] void SomeWeights(const float* x, int64_t row, float* weights) {
     const __m512 top = V::Load(of_.top + row);
@@ -321,7 +331,8 @@ class Attention {
 
   struct Waiting {
     const float* products = nullptr;  // [2 tiles of rows][2 tiles of dims]
-    int64_t unit = 0, dim_tile = 0, at = 4;
+    Unit unit;
+    int64_t dim_tile = 0, at = 4;
   };
 
   const SplitCall& call_;

@@ -16,7 +16,6 @@
 #include "croquis/attention/workspace.h"
 #include "croquis/base/memory.h"
 #include "croquis/kvcache/layer_view.h"
-#include "croquis/simd/dense_kernels.h"
 
 namespace croquis::attention {
 namespace {
@@ -437,15 +436,14 @@ class Call {
     const int64_t place = row_place_[size_t(b)].place, block = place / p->block_sequences;
     const auto from = StreamState::At(StateAt(*p, h, block), int64_t(p->Block(block).size()) * group_, dim_);
     const auto to = StreamState::At(DenseStateAt(b, h), group_, dim_);
-    const auto& kernels = simd::Dense();
     for (int64_t r = 0; r < group_; ++r) {
       const int64_t i = place % p->block_sequences * group_ + r;
-      const float max = std::max(from.max[i], to.max[r]);
-      const float down = std::exp2(to.max[r] - max), weight = std::exp2(from.max[i] - max), one = 1;
       if (from.mass[i] == 0) continue;
-      kernels.scale(to.sums.Row(r), dim_, down);
-      kernels.accumulate_rows(simd::RowType::kF32, &weight, 0, &one, 1,
-                              reinterpret_cast<const std::byte*>(from.sums.Row(i)), 0, 1, {to.sums.Row(r), 1, dim_});
+      const float max = std::max(from.max[i], to.max[r]);
+      const float down = std::exp2(to.max[r] - max), weight = std::exp2(from.max[i] - max);
+      const float* const x = from.sums.Row(i);
+      float* const y = to.sums.Row(r);
+      for (int64_t n = 0; n < dim_; ++n) y[n] = y[n] * down + x[n] * weight;
       to.max[r] = max, to.mass[r] = to.mass[r] * down + from.mass[i] * weight;
     }
   }
