@@ -107,6 +107,7 @@ class Call {
   size_t Bytes(int workers) const { return chunk_bytes_ + SharedBytes() + size_t(workers) * worker_bytes_; }
 
   void Run(Executor& executor, MatView<const float> k, MatView<const float> v, std::byte* memory) {
+    workers_ = executor.threads();
     chunk_ = memory;
     queries_ = chunk_ + chunk_bytes_;
     page_states_ = queries_ + QueriesBytes();
@@ -253,7 +254,10 @@ class Call {
                                          heads_[size_t(p.first_head + i)].value->AccDim());
       new (all + i) Stream(p.Query(i), state, memory + size_t(i) * stream_bytes_, shared);
     }
-    Stream::Pages({all, size_t(p.heads)}, cut_.run_at[size_t(run)], cut_.run_at[size_t(run) + 1]);
+    // Workers take runs in turn.
+    const int64_t after = run + workers_;
+    Stream::Pages({all, size_t(p.heads)}, cut_.run_at[size_t(run)], cut_.run_at[size_t(run) + 1],
+                  after < cut_.runs() ? cut_.run_at[size_t(after)] : -1);
   }
 
   void JoinHead(const Piece& p, int64_t i, std::byte* memory) {
@@ -273,6 +277,7 @@ class Call {
   const MatView<float> out_;
   std::vector<kvcache::HeadView> heads_;
   Cut cut_;
+  int64_t workers_ = 1;
   size_t query_bytes_ = 0, page_state_bytes_ = 0, dense_state_bytes_ = 0, stream_bytes_ = 0;
   size_t worker_bytes_ = 0, chunk_bytes_ = 0;
   std::vector<size_t> chunk_at_;

@@ -166,7 +166,7 @@ bool Stream::TakeIn(int64_t row, float top, float sum, bool counts) {
   return true;
 }
 
-void Stream::Pages(std::span<Stream> streams, int64_t begin, int64_t end) {
+void Stream::Pages(std::span<Stream> streams, int64_t begin, int64_t end, int64_t then) {
   int64_t first = streams[0].query_.first_visible_;
   for (const Stream& s : streams) first = std::min(first, s.query_.first_visible_);
   // Pages that no row sees.
@@ -189,8 +189,8 @@ void Stream::Pages(std::span<Stream> streams, int64_t begin, int64_t end) {
       simd::Upcoming next;
       if (g + kGroup < n)
         next = pages(j, g + kGroup);
-      else if (j + 1 < end)
-        next = pages(j + 1, 0);
+      else if (j + 1 < end || then >= 0)
+        next = pages(j + 1 < end ? j + 1 : then, 0);
       next.shares = int32_t(2 * of_group(g).size());
       for (Stream& s : of_group(g)) {
         s.Page(j, next);

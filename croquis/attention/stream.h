@@ -75,8 +75,8 @@ class Stream {
 
   // Takes pages [begin, end) into all streams: kv heads of one layer, or further query rows of one. Page by page and
   // stream by stream, which is the order of the pages in memory. Called at most once; the states are as wide as the
-  // value codec's AccDim.
-  static void Pages(std::span<Stream> streams, int64_t begin, int64_t end);
+  // value codec's AccDim. then: the page that is likely read after these, to be prefetched; -1: not known.
+  static void Pages(std::span<Stream> streams, int64_t begin, int64_t end, int64_t then = -1);
   // Takes in dense rows; segments come in ascending order of position. Then the rows that an eviction policy keeps,
   // which every query row sees. The state is head_dim wide.
   void Dense(std::span<const DenseRows> segments);
