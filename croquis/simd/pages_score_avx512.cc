@@ -43,9 +43,13 @@ void ScoreGroup(const ScoreArgs& a) {
       }
     };
     for (int block = 0; block < a.blocks; ++block, p += kAtom, q += 8 * kParts * G) {
+      // The next lines of all blocks, for the first cache: strides of so few steps are not foreseen by the hardware.
+      const uint8_t* const soon = block + 1 < a.blocks ? p + kAtom : a.codes + (tb + kBlocks) * block_bytes;
       Unroll<8>([&](auto index) __attribute__((always_inline)) {
-        constexpr int k = index.value;
+        constexpr int k = index.value, kLines = kBlocks * BitsOf(F);
         if constexpr (k % (8 / kBlocks) == 0) ahead.Step();
+        CROQUIS_UNROLL for (int l = k * kLines / 8; l < (k + 1) * kLines / 8; ++l)
+            _mm_prefetch(soon + l % kBlocks * block_bytes + l / kBlocks * 64, _MM_HINT_T0);
         __m512i unit[kBlocks];
         CROQUIS_UNROLL for (int b = 0; b < kBlocks; ++b) unit[b] = Unit<F, k>(p + b * block_bytes, tables);
         CROQUIS_UNROLL for (int g = 0; g < G; ++g) {
