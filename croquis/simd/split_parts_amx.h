@@ -89,9 +89,9 @@ class Ahead {
 
 // ---- products ----
 
-// Which part of the page's numbers meets which of the others: those above 2^-24 of the largest, mostly small ones first,
-// the largest last. Those of one part of the page follow each other, and where it can be those of one part of the others,
-// so that tiles are loaded less often: 14 instead of 18 a step of six products saved 5 %.
+// Which part of the page's numbers meets which of the others: those above 2^-24 of the largest, small ones first as far
+// as it goes. Those of one part of the page follow each other, and where it can be those of one part of the others, so
+// that tiles are loaded less often: 14 instead of 18 a step of six products saved 5 % of a batch.
 struct Pair {
   int page, other;
 };
@@ -118,7 +118,7 @@ struct FewPairs : Pairs<kPageParts> {};
 template <>
 struct FewPairs<2> {
   static constexpr int kParts = 2;
-  static constexpr Pair kAll[] = {{1, 0}, {0, 1}, {0, 0}};
+  static constexpr Pair kAll[] = {{1, 0}, {0, 0}, {0, 1}};
 };
 template <>
 struct FewPairs<1> {
