@@ -425,7 +425,9 @@ inline void Exp2Rows(float* x, int64_t stride, int64_t n, const float* at, float
   RowTile<R>::Weigh(
       x, stride, n,
       [&](int r, F v) __attribute__((always_inline)) {
-        const F d = V::Min(V::Max(V::Sub(v, t[r]), low), high), whole = V::Round(d);
+        F d = V::Max(V::Sub(v, t[r]), low);
+        if constexpr (!V::kLdexpSaturates) d = V::Min(d, high);
+        const F whole = V::Round(d);
         return V::Ldexp(Exp2OfFraction<V>(V::Sub(d, whole)), whole);
       },
       sum);

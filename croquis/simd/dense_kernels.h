@@ -27,8 +27,8 @@ struct DenseKernels {
   // One tile of softmax in base 2 for each row, in place: max[r] = the largest of x[r * stride + t], t < n; then
   // x = 2^(x - max[r]), and sum[r] is their sum. n = 0 or all masked (x <= kMasked/2): max kMasked, sum 0, x = 0.
   void (*softmax_tiles)(float* x, int64_t stride, int64_t rows, int64_t n, float* max, float* sum);
-  // x[r * stride + t] = 2^d, d = x - at[r] kept within [-126, 126], and sum[r] is their sum over t < n: softmax against
-  // a maximum found before. A sum of 2^126 or more says that it was not one.
+  // x[r * stride + t] = 2^d, d = x - at[r] but at least -126, and sum[r] is their sum over t < n: softmax against a
+  // maximum found before. Where d is above 126, x is anything from 2^126 on, infinity too.
   void (*exp2_tiles)(float* x, int64_t stride, int64_t rows, int64_t n, const float* at, float* sum);
   // x[i] *= s for i < n.
   void (*scale)(float* x, int64_t n, float s);

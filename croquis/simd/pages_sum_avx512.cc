@@ -27,6 +27,11 @@ template <int F, int G, bool kFine, bool kSigned, int kHalves, int first>
   for (int tb = 0; tb < 8; ++tb, p += kAtom) {
     if constexpr (first == 0) ahead.Step();
     if constexpr (kHalves == 4) ahead.Step();
+    if constexpr (first == 0) {
+      // The next lines, for the first cache.
+      for (int l = 0; l < BitsOf(F) * (kHalves == 4 ? 2 : 1); ++l)
+        _mm_prefetch(p + kAtom + (l / BitsOf(F)) * 8 * kAtom + 64 * (l % BitsOf(F)), _MM_HINT_T0);
+    }
     Unroll<4>([&](auto index) __attribute__((always_inline)) {
       constexpr int k = index.value, kSum = k % kSums;
       __m512i unit[kHalves];

@@ -50,6 +50,7 @@ struct VectorAvx2 {
   static F ZeroBelow(F x, F d, F bound) { return _mm256_and_ps(_mm256_cmp_ps(d, bound, _CMP_GE_OQ), x); }
   static F Round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   // x * 2^n for an integral n in [-126, 127].
+  static constexpr bool kLdexpSaturates = false;
   static F Ldexp(F x, F n) {
     const __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_mul_ps(x, _mm256_castsi256_ps(e));
