@@ -330,8 +330,8 @@ TEST(PageKernelsTest, TwoPlanes) {
     const Levels levels = MakeLevels(bits, LevelKind::kTwoPlanes);
     for (const int dim : {32, 128, 192}) {
       for (const int64_t rows : {1, 2, 4, 8, 20}) {
-        CheckBoth({.dim = dim, .bits = bits, .runs = number % 2 ? 1 : dim / 32, .mins = number % 3 == 0}, levels, rows,
-                  ++number);
+        const bool one_run = number % 2 != 0, mins = number % 3 == 0;
+        CheckBoth({.dim = dim, .bits = bits, .runs = one_run ? 1 : dim / 32, .mins = mins}, levels, rows, ++number);
       }
     }
   }
