@@ -127,12 +127,12 @@ bool Stream::Softmax(int64_t width, int64_t stride, bool counts) {
   return any;
 }
 
-std::optional<bool> Stream::WeighAgainstMaxima(bool* kept) {
+bool Stream::HasMaxima() const {
+  return std::none_of(state_.mass, state_.mass + query_.q_.rows, [](float mass) { return mass == 0; });
+}
+
+std::optional<bool> Stream::WeighAgainstMaxima() {
   const int64_t rows = query_.q_.rows;
-  *kept = true;
-  for (int64_t r = 0; r < rows; ++r)
-    if (state_.mass[r] == 0) return std::nullopt;
-  *kept = false;
   float* const sum = p_scale_;
   simd::Dense().exp2_tiles(logits_, kPage, rows, kPage, state_.max, sum);
   bool any = false;
@@ -209,10 +209,9 @@ void Stream::Page(int64_t j, simd::Upcoming next) {
   score();
   const int64_t start = head.sinks + j * kPage, tokens = std::min(kPage, head.encoded - j * kPage);
   std::optional<bool> matters;
-  if (tokens == kPage && start >= query_.first_common_ && start + kPage <= query_.last_common_) {
-    bool kept;
-    matters = WeighAgainstMaxima(&kept);
-    if (!kept && !matters) score();
+  if (tokens == kPage && start >= query_.first_common_ && start + kPage <= query_.last_common_ && HasMaxima()) {
+    matters = WeighAgainstMaxima();
+    if (!matters) score();
   }
   if (!matters) {
     for (int64_t r = 0; r < rows; ++r) {

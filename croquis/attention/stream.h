@@ -11,7 +11,7 @@
 #include "croquis/attention/center_score.h"
 #include "croquis/base/view.h"
 #include "croquis/kvcache/layer_view.h"
-#include "croquis/simd/page_kernels.h"
+#include "croquis/simd/upcoming.h"
 
 namespace croquis::attention {
 
@@ -90,10 +90,11 @@ class Stream {
   // Turns a tile of logits, `stride` apart from row to row, into weights: row r sees slots_[r] of its `width` slots,
   // the others get exactly 0. Returns whether any row's weights matter. counts: whether they are part of the mass.
   bool Softmax(int64_t width, int64_t stride, bool counts = true);
+  // Whether every row has seen something.
+  bool HasMaxima() const;
   // The same for logits of whole pages that every row sees, against the maxima so far: rescaling what was summed is
-  // left to pages that rise far above them. nullopt: this is one, or a row has seen nothing yet; `kept` says whether
-  // the logits are still there.
-  std::optional<bool> WeighAgainstMaxima(bool* kept);
+  // left to pages that rise far above them. nullopt: this is one, and its logits are gone.
+  std::optional<bool> WeighAgainstMaxima();
   // One row's part of it, once its weights, of maximum logit `top` and sum `sum`, are made.
   bool TakeIn(int64_t row, float top, float sum, bool counts);
   // next: what is read later; this page's part of it is two shares from next.share on.
