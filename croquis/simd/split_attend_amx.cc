@@ -3,7 +3,7 @@
 // A unit is 32 query rows on one page. Its logits come out as [tokens][rows], so that softmax runs along vectors whose
 // lanes are rows, and nothing is summed across a vector. Tiles and vectors work at the same time: between the steps of
 // one unit's products stand pieces of the softmax of the unit before, of packing the next page, and of adding up what
-// other tiles left. Sums stay in f32: tiles begin every page's sum at zero, small parts first.
+// other tiles left. Sums stay in f32: tiles begin every page's sum at zero.
 #include <immintrin.h>
 
 #include "croquis/simd/split_internal.h"

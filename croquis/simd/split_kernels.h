@@ -1,6 +1,6 @@
 // Products of many query rows with pages of f32, f16 or bf16 rows on tiles of bf16, exact to f32: every number is cut
 // into parts of eight bits (an f32 is the sum of three bf16, an f16 of two), and the products of parts that an f32 sum
-// can feel are added up, small ones first. On AMX six bf16 products take less than half the time of one f32 product.
+// can feel are added up. On AMX six bf16 products take less than half the time of one f32 product.
 #pragma once
 
 #include <cstddef>

@@ -117,14 +117,17 @@ std::span<const Target> Reachable() {
 
 Target Active() {
   int target = active.load(std::memory_order_relaxed);
-  // Force may have come between: its choice stays.
-  if (target == kUnknown && active.compare_exchange_strong(target, int(Default()))) return Default();
+  if (target == kUnknown) {
+    const int first = int(Default());
+    // Force may have come between: its choice, then in target, stays.
+    if (active.compare_exchange_strong(target, first)) target = first;
+  }
   return Target(target);
 }
 
 Status Force(std::string_view name) {
   if (name.empty()) {
-    active.store(int(Default()), std::memory_order_relaxed);
+    active.store(int(Reachable().back()), std::memory_order_relaxed);
     return {};
   }
   CROQUIS_TRY(const Target target, Find(name));
