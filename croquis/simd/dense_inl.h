@@ -321,9 +321,9 @@ void SmallGemm(const float* a, int64_t lda, const float* b, int64_t ldb, float* 
 }
 
 // 2^d for d <= 0; zero below 2^-126, where results would be denormal and slow.
-inline F Exp2(F d) {
-  const F low = V::Set(-126.f), x = V::Max(d, low), n = V::Round(x), r = V::Sub(x, n);
-  return V::ZeroBelow(V::Ldexp(Exp2OfFraction<V>(r), n), d, low);
+inline F Exp2OrZero(F d) {
+  const F low = V::Set(-126.f);
+  return V::ZeroBelow(Exp2<V>(V::Max(d, low)), d, low);
 }
 
 // R <= 4 rows side by side, and of few rows kChains vectors of each: what a page's 128 logits cost one after the other
@@ -407,7 +407,7 @@ inline void SoftmaxRows(float* x, int64_t stride, int64_t n, float* max, float* 
     t[r] = V::Set(max[r] == kMasked ? 0.f : max[r]);
   }
   Tile::Weigh(
-      x, stride, n, [&](int r, F v) __attribute__((always_inline)) { return Exp2(V::Sub(v, t[r])); }, sum);
+      x, stride, n, [&](int r, F v) __attribute__((always_inline)) { return Exp2OrZero(V::Sub(v, t[r])); }, sum);
 }
 
 void SoftmaxTiles(float* x, int64_t stride, int64_t rows, int64_t n, float* max, float* sum) {
@@ -426,9 +426,8 @@ inline void Exp2Rows(float* x, int64_t stride, int64_t n, const float* at, float
       x, stride, n,
       [&](int r, F v) __attribute__((always_inline)) {
         F d = V::Max(V::Sub(v, t[r]), low);
-        if constexpr (!V::kLdexpSaturates) d = V::Min(d, high);
-        const F whole = V::Round(d);
-        return V::Ldexp(Exp2OfFraction<V>(V::Sub(d, whole)), whole);
+        if constexpr (!V::kRaiseSaturates) d = V::Min(d, high);
+        return Exp2<V>(d);
       },
       sum);
 }

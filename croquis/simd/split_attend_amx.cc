@@ -18,15 +18,6 @@ constexpr int64_t kUnitRows = 2 * kRowTile;
 constexpr int64_t kTokenTiles = kTokens / kRowTile, kTokenSteps = kTokens / kInner;
 constexpr int64_t kNumbers = kTile / 4;  // of f32 in a tile
 
-// 2^d for d <= 0; zero below 2^-126. d is rounded by adding 1.5 * 2^23, which leaves the integer in the low bits, from
-// where it goes into the exponent: half the instructions of rounding and scaling; -127 makes a zero of 1.
-inline __m512 Exp2(__m512 d) {
-  const __m512 x = V::Max(d, V::Set(-127.f)), shift = V::Set(12582912.f), t = V::Add(x, shift);
-  const __m512 r = V::Sub(x, V::Sub(t, shift));
-  const __m512 p = Exp2OfFraction<V>(r);
-  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
-}
-
 // How large what lies in the scratch of a call is.
 struct Layout {
   int64_t rows, tiles, dim_tiles;  // rows padded to units; tiles of real rows
@@ -230,7 +221,7 @@ class Attention {
     for (int64_t t = 0; t < kTokens / kMaximumPieces; ++t) m[t % 4] = V::Max(m[t % 4], V::Load(x + t * 16));
     const __m512 top = V::Max(V::Max(m[0], m[1]), V::Max(m[2], m[3]));
     if (quarter + 1 < kMaximumPieces) return V::Store(of_.top + row, top);
-    const __m512 old = V::Load(of_.max + row), now = V::Max(top, old), down = Exp2(V::Sub(old, now));
+    const __m512 old = V::Load(of_.max + row), now = V::Max(top, old), down = Exp2<V>(V::Sub(old, now));
     V::Store(of_.max + row, now);
     V::Store(of_.down[unit.parity] + row, down);
     V::Store(of_.mass + row, V::Mul(V::Load(of_.mass + row), down));
@@ -266,7 +257,7 @@ class Attention {
     const __m512 top = V::Load(of_.top + row);
     __m512 p[kAtOnce];
 #pragma GCC unroll 8
-    for (int t = 0; t < kAtOnce; ++t) p[t] = Exp2(V::Sub(V::Load(x + t * 16), top));
+    for (int t = 0; t < kAtOnce; ++t) p[t] = Exp2<V>(V::Sub(V::Load(x + t * 16), top));
 #pragma GCC unroll 8
     for (int t = 0; t < kAtOnce; ++t) V::Store(weights + t * 16, p[t]);
     const __m512 low = V::Add(V::Add(p[0], p[1]), V::Add(p[2], p[3])),

@@ -19,13 +19,6 @@ struct V : VectorAvx2 {
     asm("" : "+x"(x));
     return x;
   }
-  // x - floor(x), and p times 2^floor(x), zero below the normal numbers.
-  static F Fraction(F x) { return _mm256_sub_ps(x, _mm256_floor_ps(x)); }
-  static F Raise(F p, F x) {
-    const I e = _mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_floor_ps(x)), 23);
-    const F raised = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), e));
-    return _mm256_and_ps(_mm256_cmp_ps(x, Set(-126), _CMP_GE_OQ), raised);
-  }
   // x in lanes first <= lane < last, otherwise kMasked.
   static F Within(F x, int64_t first, int64_t last) {
     const auto spread = [](int64_t n) { return _mm256_set1_epi32(n < 0 ? 0 : n > 8 ? 8 : int(n)); };

@@ -20,9 +20,6 @@ struct V : VectorAvx512 {
     asm("" : "+v"(x));
     return x;
   }
-  // x - floor(x), and p times 2^floor(x).
-  static F Fraction(F x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
-  static F Raise(F p, F x) { return _mm512_scalef_ps(p, x); }
   // x in lanes first <= lane < last, otherwise kMasked.
   static F Within(F x, int64_t first, int64_t last) {
     const auto below = [](int64_t n) { return n <= 0 ? 0u : n >= 16 ? 0xffffu : (1u << n) - 1; };
