@@ -25,10 +25,14 @@ void ScoreGroup(const ScoreArgs& a) {
     const int32_t* q = a.q;
     __m512i high[G][kBlocks], low[G][kBlocks];
     __m512 sum[G][kBlocks];
-    CROQUIS_UNROLL for (int i = 0; i < G * kBlocks; ++i) {
-      high[i / kBlocks][i % kBlocks] = low[i / kBlocks][i % kBlocks] = _mm512_setzero_si512();
-      sum[i / kBlocks][i % kBlocks] = _mm512_setzero_ps();
-    }
+    CROQUIS_UNROLL for (int i = 0; i < G * kBlocks; ++i) sum[i / kBlocks][i % kBlocks] = _mm512_setzero_ps();
+    const auto start = [&](int run) __attribute__((always_inline)) {
+      CROQUIS_UNROLL for (int i = 0; i < G * kBlocks; ++i) {
+        const int g = i / kBlocks, b = i % kBlocks;
+        high[g][b] = low[g][b] = _mm512_setzero_si512();
+        (kFine || kAlternate ? low : high)[g][b] = Broadcast(a.off + run * G + g);
+      }
+    };
     const auto flush = [&](int run) __attribute__((always_inline)) {
       CROQUIS_UNROLL for (int b = 0; b < kBlocks; ++b) {
         const __m512 scale = LoadHalf(a.scales + run * kTokens + (tb + b) * 16);
@@ -36,13 +40,13 @@ void ScoreGroup(const ScoreArgs& a) {
           __m512i& x = high[g][b];
           if constexpr (kFine) x = _mm512_slli_epi32(x, 8);
           if constexpr (kFine || kAlternate) x = _mm512_add_epi32(x, low[g][b]);
-          x = _mm512_add_epi32(x, Broadcast(a.off + run * G + g));
           sum[g][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), scale, sum[g][b]);
-          if constexpr (kRuns) high[g][b] = low[g][b] = _mm512_setzero_si512();
         }
       }
     };
+    start(0);
     for (int block = 0; block < a.blocks; ++block, p += kAtom, q += 8 * kParts * G) {
+      if (kRuns && block > 0) start(block);
       // The next lines of all blocks, for the first cache: strides of so few steps are not foreseen by the hardware.
       const uint8_t* const soon = block + 1 < a.blocks ? p + kAtom : a.codes + (tb + kBlocks) * block_bytes;
       Unroll<8>([&](auto index) __attribute__((always_inline)) {
