@@ -175,8 +175,9 @@ class Call {
     new (memory) HeadQuery(heads_[size_t(h)], q, visible, at);
   }
 
-  // The kv heads and query rows of one piece, and where its queries and states lie. The state of run r and head number
-  // i is at pages + (r * cut_.heads + i) * page_state_bytes_.
+  // The kv heads and query rows of one piece, and where its queries and states lie. The states of head number i
+  // lie one behind the other, so that joining them reads on and on: that of run r is at
+  // pages + (i * cut_.runs() + r) * page_state_bytes_.
   struct Piece {
     int64_t first_head, heads, first, rows;
     std::byte *queries, *pages, *dense;
@@ -228,7 +229,9 @@ class Call {
       const size_t bytes = size_t(cut_.heads) * page_state_bytes_;
       // The worker's own memory is in its caches; what other workers will read, or have read, is not.
       PagesTask(p, run, memory, memory + bytes);
-      std::memcpy(p.pages + size_t(run) * bytes, memory, size_t(p.heads) * page_state_bytes_);
+      for (int64_t i = 0; i < p.heads; ++i)
+        std::memcpy(p.pages + size_t(i * cut_.runs() + run) * page_state_bytes_, memory + size_t(i) * page_state_bytes_,
+                    page_state_bytes_);
       return;
     }
     const Piece p = SharedPiece((task - runs) / cut_.heads);
@@ -263,7 +266,7 @@ class Call {
   void JoinHead(const Piece& p, int64_t i, std::byte* memory) {
     const MatView<float> rows(reinterpret_cast<float*>(memory), p.rows, cut_.head_dim);
     memory += Round64(size_t(p.rows * cut_.head_dim) * 4);
-    const PassStates pages = {p.pages + size_t(i) * page_state_bytes_, size_t(cut_.heads) * page_state_bytes_,
+    const PassStates pages = {p.pages + size_t(i * cut_.runs()) * page_state_bytes_, page_state_bytes_,
                               cut_.pages > cut_.first_page ? cut_.runs() : 0, p.rows};
     Join(heads_[size_t(p.first_head + i)], {{&pages, 1}, p.dense + size_t(i) * dense_state_bytes_}, rows, memory);
     for (int64_t r = 0; r < p.rows; ++r) {

@@ -303,7 +303,7 @@ int64_t JoinedStates::Runs() const {
 
 size_t JoinBytes(const kvcache::HeadView& head, int64_t rows, int64_t head_dim, int64_t runs) {
   return StreamState::Bytes(rows, head.value->AccDim()) + Round64(size_t(rows * head_dim) * 4) +
-         Round64(size_t(runs) * 4);
+         2 * Round64(size_t(rows * runs) * 4) + Round64(size_t(rows) * 4);
 }
 
 void Join(const kvcache::HeadView& head, const JoinedStates& states, MatView<float> out, std::byte* memory) {
@@ -311,32 +311,38 @@ void Join(const kvcache::HeadView& head, const JoinedStates& states, MatView<flo
   Pieces pieces(memory);
   StreamState pages = StreamState::At(pieces.Take<std::byte>(StreamState::Bytes(rows, width)), rows, width);
   const MatView<float> sums(pieces.Take<float>(size_t(rows * out.cols)), rows, out.cols);
-  float* const weights = pieces.Take<float>(size_t(runs));
-  const auto run = [&](const PassStates& p, int64_t i) {
+  // Of each row and state.
+  float *const weights = pieces.Take<float>(size_t(rows * runs)), *const masses =
+                                                                      pieces.Take<float>(size_t(rows * runs));
+  float* const total = pieces.Take<float>(size_t(rows));
+  const auto state = [&](const PassStates& p, int64_t i) {
     return StreamState::At(const_cast<std::byte*>(p.data) + size_t(i) * p.stride, p.rows, width);
   };
+  int64_t at = 0;
+  for (const PassStates& p : states.passes)
+    for (int64_t i = 0; i < p.runs; ++i, ++at) {
+      const StreamState s = state(p, i);
+      for (int64_t r = 0; r < rows; ++r) {
+        masses[r * runs + at] = s.mass[p.first + r];
+        weights[r * runs + at] = s.mass[p.first + r] > 0 ? s.max[p.first + r] : simd::kMasked;
+      }
+    }
+  const auto& kernels = simd::Dense();
+  kernels.softmax_tiles(weights, runs, rows, runs, pages.max, total);
   std::memset(pages.sums.data, 0, size_t(rows * width) * 4);
   for (int64_t r = 0; r < rows; ++r) {
-    float max = simd::kMasked, mass = 0;
-    for (const PassStates& p : states.passes)
-      for (int64_t i = 0; i < p.runs; ++i) max = std::max(max, run(p, i).max[p.first + r]);
-    float* weight = weights;
-    for (const PassStates& p : states.passes)
-      for (int64_t i = 0; i < p.runs; ++i, ++weight) {
-        const StreamState s = run(p, i);
-        *weight = s.mass[p.first + r] > 0 ? std::exp2(s.max[p.first + r] - max) : 0.f;
-        mass += *weight * s.mass[p.first + r];
-      }
-    pages.max[r] = max, pages.mass[r] = mass;
+    const float* weight = weights + r * runs;
+    float mass = 0;
+    for (int64_t i = 0; i < runs; ++i) mass += weight[i] * masses[r * runs + i];
+    pages.mass[r] = mass;
     if (mass == 0) continue;
     // The states' sums are rows of 32-bit numbers, `stride` bytes apart: a weighted sum of them as of any values.
     const float one = 1;
-    weight = weights;
     for (const PassStates& p : states.passes) {
       if (p.runs > 0)
-        simd::Dense().accumulate_rows(simd::RowType::kF32, weight, 0, &one, 1,
-                                      reinterpret_cast<const std::byte*>(run(p, 0).sums.Row(p.first + r)),
-                                      int64_t(p.stride), p.runs, {pages.sums.Row(r), 1, width});
+        kernels.accumulate_rows(simd::RowType::kF32, weight, 0, &one, 1,
+                                reinterpret_cast<const std::byte*>(state(p, 0).sums.Row(p.first + r)),
+                                int64_t(p.stride), p.runs, {pages.sums.Row(r), 1, width});
       weight += p.runs;
     }
   }
