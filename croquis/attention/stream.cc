@@ -23,9 +23,9 @@ constexpr float kNegligibleMass = 1.2e-11f;
 // Weights relative to an earlier maximum may sum up to this: far from where floats end, also times values and pages.
 constexpr float kLargestSum = 0x1p40f;
 
-// Streams over whose pages one prefetches while another such group is dealt with: eight pages, keys and values, are as
-// many places as Ahead (simd/prefetch_inl.h) takes lines from.
-constexpr size_t kGroup = 4;
+// Streams over whose pages one prefetches while another such group is dealt with hold about as much: less makes for
+// places too short to be followed (simd/prefetch_inl.h), more is half gone when it is needed.
+constexpr size_t kGroupBytes = 72 * 1024;
 
 constexpr int64_t kSoftmaxRows = 16;  // go through a kernel at once
 
@@ -177,7 +177,10 @@ void Stream::Pages(std::span<Stream> streams, int64_t begin, int64_t end, int64_
     if (s.query_.center_) s.center_.emplace(s.query_.head_, *s.query_.center_, begin, s.center_memory_);
   // Streams are dealt with in groups; while one is, the pages of the next are prefetched.
   const size_t n = streams.size();
-  const auto of_group = [&](size_t g) { return streams.subspan(g, std::min(kGroup, n - g)); };
+  const kvcache::HeadView& head = streams[0].query_.head_;
+  const size_t page_bytes = head.key->PageBytes() + head.value->PageBytes();
+  const size_t groups = (n * page_bytes + kGroupBytes - 1) / kGroupBytes, group = (n + groups - 1) / groups;
+  const auto of_group = [&](size_t g) { return streams.subspan(g, std::min(group, n - g)); };
   const auto pages = [&](int64_t j, size_t g) {
     const std::span<Stream> of = of_group(g);
     const kvcache::HeadView& last_head = of.back().query_.head_;
@@ -185,10 +188,10 @@ void Stream::Pages(std::span<Stream> streams, int64_t begin, int64_t end, int64_
     return simd::Upcoming{data, size_t(last_head.ValuePage(j) - data) + last_head.value->PageBytes()};
   };
   for (int64_t j = begin; j < end; ++j)
-    for (size_t g = 0; g < n; g += kGroup) {
+    for (size_t g = 0; g < n; g += group) {
       simd::Upcoming next;
-      if (g + kGroup < n)
-        next = pages(j, g + kGroup);
+      if (g + group < n)
+        next = pages(j, g + group);
       else if (j + 1 < end || then >= 0)
         next = pages(j + 1 < end ? j + 1 : then, 0);
       next.shares = int32_t(2 * of_group(g).size());
