@@ -31,7 +31,7 @@ std::vector<const TileKernels*> Kernels(TileType type) {
 
 class Rows {
  public:
-  Rows(RowType type, int64_t rows, int64_t dim, float size, uint64_t seed) : type_(type), rows_(rows), dim_(dim) {
+  Rows(RowType type, int64_t rows, int64_t dim, float size, uint64_t seed) : type_(type), rows_(rows) {
     data_.resize(size_t(rows * dim * RowTypeBytes(type)));
     const Stream random{seed, Purpose("simd.tile_kernels_test")};
     for (int64_t i = 0; i < rows * dim; ++i) {
@@ -48,7 +48,7 @@ class Rows {
 
  private:
   RowType type_;
-  int64_t rows_, dim_;
+  int64_t rows_;
   std::vector<std::byte> data_;
 };
 

@@ -22,7 +22,7 @@ enum class Head {
 class HeadData {
  public:
   HeadData(Head head, int64_t n, int64_t dim, uint64_t seed, simd::RowType type = simd::RowType::kF32, float copy = 1)
-      : n_(n), dim_(dim), random_{seed, Purpose("attention.hyper.test_data")}, q_(Noise(n, 1)), k_(Noise(n, 1)) {
+      : dim_(dim), random_{seed, Purpose("attention.hyper.test_data")}, q_(Noise(n, 1)), k_(Noise(n, 1)) {
     std::vector<int64_t> partner(static_cast<size_t>(n));
     std::iota(partner.begin(), partner.end(), 0);
     for (int64_t i = n - 1; i > 0; --i) std::swap(partner[size_t(i)], partner[size_t(Below(i + 1))]);
@@ -73,7 +73,7 @@ class HeadData {
   int64_t Below(int64_t n) { return int64_t((uint64_t(random_.Sub(used_++).U32(0)) * uint64_t(n)) >> 32); }
   float& At(std::vector<float>& x, int64_t row, int64_t c) const { return x[size_t(row * dim_ + c)]; }
 
-  int64_t n_, dim_;
+  int64_t dim_;
   Stream random_;
   uint64_t used_ = 0;
   std::vector<float> q_, k_, v_;
