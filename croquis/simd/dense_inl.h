@@ -97,8 +97,9 @@ inline void ScoreFew(MatView<const float> q, const std::byte* k, int64_t stride,
 // R <= 4 rows of acc, NV vectors wide: acc += scale * sum_t p[t] * v[t]. kTail: NV = 1 and only n lanes of it. Not
 // inlined: what the strips of a caller need before their loops would be made ready for all of them at every block.
 template <class K, int R, int NV, bool kTail>
-[[gnu::noinline]] void AccumulateBlock(const float* p, int64_t ldp, const float* scale, const std::byte* v, int64_t stride,
-                            int64_t tokens, float* acc, int64_t lda, int64_t ahead, int64_t n) {
+[[gnu::noinline]] void AccumulateBlock(const float* p, int64_t ldp, const float* scale, const std::byte* v,
+                                       int64_t stride, int64_t tokens, float* acc, int64_t lda, int64_t ahead,
+                                       int64_t n) {
   F a[R][NV];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)

@@ -14,10 +14,9 @@ namespace {
 // Where memory takes 200 ns and a line is wanted every 5, some 40 must be under way. A prefetch instruction holds one
 // of a core's sixteen fill buffers until its line arrives; hardware prefetchers hold none, but run only about twenty
 // lines ahead of what is asked for within each 4 KiB. So lines are taken in turn from several places, each of which the
-// hardware follows: this is 7 % faster than line after line at 2 and at 4 bits, where the distance alone (half to five
-// pages) changes nothing. Asking for more lines at a time, or fewer, in places that begin with 4 KiB, or for whole
-// blocks of 4 KiB that begin one after the other, is slower; each instruction here costs a part of what the products
-// leave of two execution ports.
+// hardware follows: this is 7 % faster than line after line at 2 and at 4 bits. Slower are bursts of more lines, every
+// second line alone, and places made to begin with a block of 4 KiB, all at once or one after the other. Few
+// instructions a line: each takes a turn from the two ports that products run on.
 class Ahead {
  public:
   Ahead() = default;
