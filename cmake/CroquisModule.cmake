@@ -22,12 +22,13 @@ function(croquis_rank name out)
 endfunction()
 
 # -Wno-restrict: false positive of g++ 12 on "literal" + std::string (GCC bug 105651).
-# -Wno-maybe-uninitialized: false positives on std::variant once a sanitizer has changed the code (GCC's documentation of it).
+# -Wno-maybe-uninitialized, -Wno-stringop-overflow: false positives (std::variant; a size it takes for negative) once a
+# sanitizer has changed the code (GCC's documentation of them).
 # -ffp-contract=off: a*b+c must not become an FMA on some machines only; FMA is written where it is wanted.
 set(CROQUIS_WARNINGS -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror
                      $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)
 if(CROQUIS_SANITIZE)
-  list(APPEND CROQUIS_WARNINGS $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
+  list(APPEND CROQUIS_WARNINGS $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized> $<$<CXX_COMPILER_ID:GNU>:-Wno-stringop-overflow>)
 endif()
 set(CROQUIS_FLAGS -ffp-contract=off -fno-math-errno -fvisibility=hidden)
 

@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kPage = codecs::kPageTokens;
 constexpr int64_t kRows = 64;       // query rows of a task: enough to reuse an expanded page, few enough for the caches
 constexpr int64_t kTasks = 64;      // pieces that a call is cut into when it can be: balance for many threads
-constexpr int64_t kRunPages = 20;   // pages of a piece: preparing and merging stay below 5 %
+constexpr int64_t kRunPages = 24;   // pages of a piece: preparing and merging stay below 5 %
 constexpr int64_t kLastPages = 4;   // least pages of the last pieces, which even out how long the workers take
 constexpr int64_t kFewRows = 8;     // query rows up to which memory is the limit
 constexpr int64_t kFewTokens = 16;  // chunks below are rounded by the caller: waking workers costs more

@@ -41,10 +41,12 @@ class Ahead {
   [[gnu::always_inline]] void Step() {
     if (--left_ < 0) return;
     const char* line = at_;
-    for (int i = places_; i > 0; --i, line += apart_) __builtin_prefetch(line, 0, 2);
-    line = at_ + 64;
     at_ = other_;
-    other_ = line;
+    other_ = line + 64;
+    __builtin_prefetch(line, 0, 2);
+    if (places_ == 1) return;
+    __builtin_prefetch(line + apart_, 0, 2);
+    for (int i = 2; i < places_; ++i) __builtin_prefetch(line + i * apart_, 0, 2);
   }
 
  private:
