@@ -28,7 +28,8 @@ endfunction()
 set(CROQUIS_WARNINGS -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror
                      $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)
 if(CROQUIS_SANITIZE)
-  list(APPEND CROQUIS_WARNINGS $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized> $<$<CXX_COMPILER_ID:GNU>:-Wno-stringop-overflow>)
+  list(APPEND CROQUIS_WARNINGS $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>
+                               $<$<CXX_COMPILER_ID:GNU>:-Wno-stringop-overflow>)
 endif()
 set(CROQUIS_FLAGS -ffp-contract=off -fno-math-errno -fvisibility=hidden)
 

@@ -187,19 +187,22 @@ void Stream::Pages(std::span<Stream> streams, int64_t begin, int64_t end, int64_
     const std::byte* data = of[0].query_.head_.KeyPage(j);
     return simd::Upcoming{data, size_t(last_head.ValuePage(j) - data) + last_head.value->PageBytes()};
   };
-  for (int64_t j = begin; j < end; ++j)
+  for (int64_t j = begin; j < end; ++j) {
+    const int64_t after = j + 1 < end ? j + 1 : then;
     for (size_t g = 0; g < n; g += group) {
       simd::Upcoming next;
       if (g + group < n)
         next = pages(j, g + group);
-      else if (j + 1 < end || then >= 0)
-        next = pages(j + 1 < end ? j + 1 : then, 0);
-      next.shares = int32_t(2 * of_group(g).size());
-      for (Stream& s : of_group(g)) {
+      else if (after >= 0)
+        next = pages(after, 0);
+      const std::span<Stream> of = of_group(g);
+      next.shares = int32_t(2 * of.size());
+      for (Stream& s : of) {
         s.Page(j, next);
         next.share += 2;
       }
     }
+  }
 }
 
 void Stream::Page(int64_t j, simd::Upcoming next) {
@@ -315,8 +318,8 @@ void Join(const kvcache::HeadView& head, const JoinedStates& states, MatView<flo
   StreamState pages = StreamState::At(pieces.Take<std::byte>(StreamState::Bytes(rows, width)), rows, width);
   const MatView<float> sums(pieces.Take<float>(size_t(rows * out.cols)), rows, out.cols);
   // Of each row and state.
-  float *const weights = pieces.Take<float>(size_t(rows * runs)), *const masses =
-                                                                      pieces.Take<float>(size_t(rows * runs));
+  float* const weights = pieces.Take<float>(size_t(rows * runs));
+  float* const masses = pieces.Take<float>(size_t(rows * runs));
   float* const total = pieces.Take<float>(size_t(rows));
   const auto state = [&](const PassStates& p, int64_t i) {
     return StreamState::At(const_cast<std::byte*>(p.data) + size_t(i) * p.stride, p.rows, width);

@@ -126,7 +126,7 @@ inline F ExpOf(F x) {
   p = V::Fma(p, r, V::Set(.5f));
   p = V::Fma(p, r, V::Set(1.f));
   p = V::Fma(p, r, V::Set(1.f));
-  return V::ZeroBelow(V::Ldexp(p, n), x, low);
+  return V::ZeroBelow(V::Raise(p, n), x, low);
 }
 
 void Exp(float* x, int64_t n) {

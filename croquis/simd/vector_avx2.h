@@ -49,12 +49,7 @@ struct VectorAvx2 {
   // Zero where d < bound, else x.
   static F ZeroBelow(F x, F d, F bound) { return _mm256_and_ps(_mm256_cmp_ps(d, bound, _CMP_GE_OQ), x); }
   static F Round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  // x * 2^n for an integral n in [-126, 127].
-  static F Ldexp(F x, F n) {
-    const __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return _mm256_mul_ps(x, _mm256_castsi256_ps(e));
-  }
-  // x - floor(x), and p times 2^floor(x), p in [1, 2); zero below the normal numbers.
+  // x - floor(x), and p times 2^floor(x), where that is normal; zero for x < -126.
   static constexpr bool kRaiseSaturates = false;
   static F Fraction(F x) { return _mm256_sub_ps(x, _mm256_floor_ps(x)); }
   static F Raise(F p, F x) {

@@ -39,8 +39,6 @@ struct VectorAvx512 {
   // Zero where d < bound, else x.
   static F ZeroBelow(F x, F d, F bound) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(d, bound, _CMP_GE_OQ), x); }
   static F Round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  // x * 2^n for an integral n.
-  static F Ldexp(F x, F n) { return _mm512_scalef_ps(x, n); }
   // x - floor(x), and p times 2^floor(x); infinite where that is too large.
   static constexpr bool kRaiseSaturates = true;
   static F Fraction(F x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }

@@ -23,7 +23,7 @@ class FlushToZero {
 // 2^x for -126 <= x < 127; V::Raise says what becomes of others. The polynomial is minimax in relative error with
 // p(0) = 1 (8.3e-8 before rounding), so that 2^0 is exactly 1.
 template <class V>
-inline typename V::F Exp2(typename V::F x) {
+[[gnu::always_inline]] inline typename V::F Exp2(typename V::F x) {
   const typename V::F r = V::Fraction(x);
   typename V::F p = V::Set(0.0018671301659196615f);
   p = V::Fma(p, r, V::Set(0.009017029777169228f));
